@@ -1,0 +1,1 @@
+"""The contract between Lathe's rooms: documents, artifact manifests, run summaries. Imports nothing of ours."""

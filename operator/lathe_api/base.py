@@ -1,0 +1,98 @@
+"""Field types shared by every document: bounded strings, decimals, durations, quantities.
+
+The API has no floats (they do not survive JSON and YAML round trips unchanged), so that decimals are strings with a
+pattern, as in Kubernetes. Everything is bounded: the API server prices a rule by the largest object it could meet.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+API_VERSION: Final = "lathe.dev/v1alpha1"
+DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+QUANTITY_BYTES: Final = {
+    "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+
+
+class ApiModel(BaseModel):
+    """Base of every document part: immutable, camelCase on the wire, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_by_alias=True,
+        validate_by_name=True,  # for Python callers; the document loader switches it off
+    )
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
+"""A DNS label: lower-case letters, digits and dashes."""
+
+FieldName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+"""Name of a tensor, column or array."""
+
+Text = Annotated[str, StringConstraints(max_length=1024)]
+"""A sentence for people."""
+
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+"""`s3://bucket/key`, `file:///absolute/path`, `file:relative/path` or a plain path (relative to the document)."""
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+"""`sha256:` and 64 lower-case hexadecimal digits."""
+
+Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}(ms|s|m|h)$", max_length=12)]
+"""A whole number and a unit: `2ms`, `30s`, `5m`, `1h`."""
+
+Quantity = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{1,15}(\.[0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=20)
+]
+"""A Kubernetes quantity: `500m`, `2`, `4Gi`."""
+
+_DECIMAL = r"^-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$"
+Decimal = Annotated[str, StringConstraints(pattern=_DECIMAL, max_length=24)]
+"""A decimal number as a string, without exponent: `"0.02"`."""
+
+
+def _bounded(check: Callable[[float], bool], rule: str) -> AfterValidator:
+    def validate(value: str) -> str:
+        if not check(float(value)):
+            raise ValueError(f'must be {rule}; found "{value}"')
+        return value
+
+    return AfterValidator(validate)
+
+
+Share = Annotated[Decimal, _bounded(lambda v: 0 < v < 1, "more than 0 and less than 1"), Field()]
+"""A decimal strictly between 0 and 1."""
+
+UnitDecimal = Annotated[Decimal, _bounded(lambda v: 0 <= v <= 1, "from 0 to 1"), Field()]
+"""A decimal from 0 to 1, both included."""
+
+Positive = Annotated[Decimal, _bounded(lambda v: v > 0, "more than 0"), Field()]
+"""A decimal above 0."""
+
+NonNegative = Annotated[Decimal, _bounded(lambda v: v >= 0, "0 or more"), Field()]
+"""A decimal of 0 or more."""
+
+
+def seconds(duration: str) -> float:
+    """Length of a `Duration` in seconds."""
+    match = re.fullmatch(r"([0-9]+)(ms|s|m|h)", duration)
+    if match is None:
+        raise ValueError(f"not a duration: {duration!r}")
+    return int(match[1]) * DURATION_SECONDS[match[2]]
+
+
+def number(quantity: str) -> float:
+    """Value of a `Quantity` in its base unit: bytes for memory, cores for CPU (`500m` is 0.5)."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", quantity)
+    if match is None:
+        raise ValueError(f"not a quantity: {quantity!r}")
+    unit = match[2] or ""
+    return float(match[1]) / 1000 if unit == "m" else float(match[1]) * QUANTITY_BYTES[unit]

@@ -1,0 +1,83 @@
+"""What a run tells while it goes on: one JSON object per line for machines, a table for people."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from lathe_api.base import ApiModel
+from lathe_api.summary import GateResult, StageResult
+
+
+class StageRef(ApiModel):
+    """One stage of the plan. A stage that several targets share is listed once."""
+
+    id: str
+    """Unique within the run."""
+    name: str
+    type: str
+    targets: tuple[str, ...]
+
+
+class RunPlanned(ApiModel):
+    """The run starts: these stages will be looked up or done."""
+
+    event: Literal["RunPlanned"] = "RunPlanned"
+    name: str
+    revision: str
+    stages: tuple[StageRef, ...]
+
+
+class StageStarted(ApiModel):
+    """A stage's process has started."""
+
+    event: Literal["StageStarted"] = "StageStarted"
+    id: str
+    resumed_from_epoch: int | None = None
+
+
+class StageWaiting(ApiModel):
+    """Another run on the same store is doing this stage; its result will be used."""
+
+    event: Literal["StageWaiting"] = "StageWaiting"
+    id: str
+
+
+class StageProgress(ApiModel):
+    """How far a stage is."""
+
+    event: Literal["StageProgress"] = "StageProgress"
+    id: str
+    percent: float
+    """0 to 100."""
+    step: str
+    """What is being done, such as `train`, `control`, `calibrate`, `measure`."""
+    epoch: int | None = None
+    epochs: int | None = None
+    loss: float | None = None
+    eta_seconds: float | None = None
+
+
+class StageFinished(ApiModel):
+    """A stage is done."""
+
+    event: Literal["StageFinished"] = "StageFinished"
+    id: str
+    result: StageResult
+
+
+class GateJudged(ApiModel):
+    """A gate has spoken."""
+
+    event: Literal["GateJudged"] = "GateJudged"
+    result: GateResult
+
+
+class Notice(ApiModel):
+    """Something a person should know."""
+
+    event: Literal["Notice"] = "Notice"
+    message: str
+
+
+Event = RunPlanned | StageStarted | StageWaiting | StageProgress | StageFinished | GateJudged | Notice
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])

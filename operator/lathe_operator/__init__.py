@@ -1,0 +1,1 @@
+"""The Kubernetes operator: decides in plan, acts in cluster, listens in control."""

@@ -1,0 +1,1 @@
+"""Runs a recipe: store, stages, gates, report."""

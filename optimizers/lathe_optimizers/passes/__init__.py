@@ -1,0 +1,1 @@
+"""One module per pass. Only here are torch, onnx and onnxruntime imported."""

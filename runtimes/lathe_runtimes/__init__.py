@@ -1,0 +1,1 @@
+"""Serves artifacts: model repository, Lathe runtime, Triton launcher."""
