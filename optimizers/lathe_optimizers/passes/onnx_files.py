@@ -1,0 +1,197 @@
+"""ONNX files: written from programs, stripped of their author's paths, read back."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import numpy_helper
+from torch.export import ExportedProgram
+
+from lathe_api.manifest import Signature, TensorSpec
+from lathe_optimizers.errors import InputError
+from lathe_optimizers.passes.programs import quiet_torch
+
+_DATATYPES: Final = {
+    onnx.TensorProto.FLOAT: "FP32",
+    onnx.TensorProto.DOUBLE: "FP64",
+    onnx.TensorProto.FLOAT16: "FP16",
+    onnx.TensorProto.BFLOAT16: "BF16",
+    onnx.TensorProto.INT8: "INT8",
+    onnx.TensorProto.INT16: "INT16",
+    onnx.TensorProto.INT32: "INT32",
+    onnx.TensorProto.INT64: "INT64",
+    onnx.TensorProto.UINT8: "UINT8",
+    onnx.TensorProto.UINT16: "UINT16",
+    onnx.TensorProto.UINT32: "UINT32",
+    onnx.TensorProto.UINT64: "UINT64",
+    onnx.TensorProto.BOOL: "BOOL",
+    onnx.TensorProto.STRING: "BYTES",
+}
+"""ONNX element types by their Open Inference Protocol names."""
+
+
+def output_names(count: int) -> tuple[str, ...]:
+    """Names of a program's outputs: `output`, or `output_0`, `output_1`, … where there are several."""
+    return ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
+
+
+def to_onnx(
+    ep: ExportedProgram,
+    path: Path,
+    *,
+    opset: int,
+    input_names: Sequence[str],
+    output_names: Sequence[str] | None = None,
+) -> None:
+    """Write `ep` as one self-contained ONNX file, without the exporter's notes on source code.
+
+    Dimensions that vary in the program vary in the file. The same program gives the same bytes in every process.
+
+    Args:
+        ep: a program in inference mode.
+        path: written whole or not at all.
+        opset: ONNX operator set, 18 to 24.
+        input_names: names of the inputs, in the order of the program.
+        output_names: names of the outputs; `output`, or `output_0`, … by default.
+    """
+    names = list(output_names) if output_names else list(_default_outputs(ep))
+    with quiet_torch():
+        written = torch.onnx.export(
+            ep,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(input_names),
+            output_names=names,
+            external_data=False,
+            verbose=False,
+        )
+    assert written is not None  # noqa: S101 - narrows torch's annotation: dynamo exports return a program
+    model = written.model_proto
+    strip(model)
+    write(model, path)
+
+
+def _default_outputs(ep: ExportedProgram) -> tuple[str, ...]:
+    return output_names(len(ep.graph_signature.user_outputs))
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` in one canonical encoding; the file appears whole or not at all."""
+    content = model.SerializeToString(deterministic=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove, in place, everything that no runtime reads: metadata, notes and the exporter's source paths."""
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "lathe", ""
+    for part in _parts(model):
+        if "metadata_props" in part.DESCRIPTOR.fields_by_name:
+            del part.metadata_props[:]
+        if "doc_string" in part.DESCRIPTOR.fields_by_name:
+            part.ClearField("doc_string")
+
+
+def _parts(model: onnx.ModelProto) -> Iterator[Any]:
+    """The model and every message within it that can carry notes."""
+    yield model
+    for function in model.functions:
+        yield function
+        yield from function.value_info
+        for node in function.node:
+            yield from _node_parts(node)
+    yield from _graph_parts(model.graph)
+
+
+def _graph_parts(graph: onnx.GraphProto) -> Iterator[Any]:
+    yield graph
+    for group in (graph.input, graph.output, graph.value_info, graph.initializer):
+        yield from group
+    for node in graph.node:
+        yield from _node_parts(node)
+
+
+def _node_parts(node: onnx.NodeProto) -> Iterator[Any]:
+    yield node
+    for attribute in node.attribute:
+        yield attribute
+        if attribute.HasField("t"):
+            yield attribute.t
+        if attribute.HasField("g"):
+            yield from _graph_parts(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_parts(graph)
+
+
+def read_signature(path: Path) -> Signature:
+    """Inputs and outputs of an ONNX file; sizes that may vary are -1.
+
+    Raises:
+        InputError: an input or output is not a tensor of a type that servers know.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {w.name for w in graph.initializer}
+    return Signature(
+        inputs=tuple(_spec(v, path) for v in graph.input if v.name not in weights),
+        outputs=tuple(_spec(v, path) for v in graph.output),
+    )
+
+
+def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or tensor.elem_type not in _DATATYPES:
+        kind = value.type.WhichOneof("value") or "nothing"
+        raise InputError(
+            str(path),
+            f"`{value.name}` is a {kind} of element type {tensor.elem_type}",
+            "Inputs and outputs must be tensors of numbers, truth values or strings.",
+        )
+    shape = tuple(d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in tensor.shape.dim)
+    return TensorSpec(name=value.name, datatype=_DATATYPES[tensor.elem_type], shape=shape)
+
+
+def weight_counts(path: Path) -> tuple[int, int]:
+    """Elements of the file's weights, and how many of them are zero.
+
+    Weights are the initialisers with at least one dimension, in subgraphs and constant nodes too; scalars (scales,
+    sizes, zero points) are no weights.
+    """
+    elements = zeros = 0
+    for part in _parts(onnx.load(path)):
+        if isinstance(part, onnx.TensorProto) and part.dims:
+            values = numpy_helper.to_array(part)
+            elements += values.size
+            zeros += values.size - int(np.count_nonzero(values))
+    return elements, zeros
+
+
+def session(path: Path, threads: int = 1, *, optimised: bool = True) -> ort.InferenceSession:
+    """An ONNX Runtime CPU session that runs on `threads` threads.
+
+    Args:
+        path: ONNX file.
+        threads: threads within an operator; operators run one after the other.
+        optimised: False runs the graph as it is written, for comparisons that must not see fused arithmetic.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,260 @@
+"""Exported programs (`.pt2`): load, save, train and eval mode, re-export.
+
+A program that comes from a file has no Python class: its network is an ATen graph, and every change to it is a change
+to that graph. `unlift` gives a graph that can be edited, `reexport` turns it into a program again.
+"""
+
+import copy
+import logging
+import operator
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+
+from lathe_api.manifest import Role
+from lathe_optimizers.context import Artifact
+from lathe_optimizers.errors import InputError, UnsafeFileError
+from lathe_optimizers.passes import archive
+
+_TALKATIVE: Final = ("torch.export", "torch._export", "torch.onnx", "torchao", "onnxscript")
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Silence what torch, its exporter and torchao say about themselves and not about the user's model."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "torchao", "onnxscript")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|torchao|copyreg")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+with quiet_torch():
+    # Registers the operators of the `quantized_decomposed` namespace, which quantised programs are made of.
+    import torch.ao.quantization.fx._decomposed
+
+ATEN: Final = torch.ops.aten
+_NORM_OF_DECOMPOSED: Final = ATEN._native_batch_norm_legit_no_training.default  # noqa: SLF001 - an operator's name
+_UNSUPPORTED_TRAINING: Final = (ATEN._native_batch_norm_legit_functional.default, ATEN.native_dropout.default)  # noqa: SLF001
+_DROPOUT: Final = (ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default)
+_KEPT_METADATA: Final = ("val", "nn_module_stack")
+
+
+@dataclass(frozen=True)
+class Switched:
+    """What `set_training` found in a graph."""
+
+    batch_norm: int = 0
+    """BatchNorm layers that were switched."""
+    frozen_statistics: int = 0
+    """Of those, how many never update their statistics (exported in eval mode with `momentum=None`)."""
+    dropout: int = 0
+    """Dropout layers that were switched."""
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """The program in a `.pt2` file.
+
+    The file is checked first, and what is loaded is the checked content, so that nothing in it can run code.
+
+    Raises:
+        UnsafeFileError: the file was refused before it was loaded.
+        InputError: torch cannot read the file.
+    """
+    with archive.checked(path) as private, quiet_torch():
+        try:
+            return torch.export.load(private)
+        except UnsafeFileError:
+            raise
+        except Exception as e:
+            first = (str(e).splitlines() or [""])[0][:300]
+            raise InputError(
+                str(path),
+                f"torch {torch.__version__} cannot load this program ({type(e).__name__}: {first})",
+                "Export the model again with torch.export.save and the same torch version.",
+            ) from e
+
+
+def save_program(ep: ExportedProgram, path: Path) -> None:
+    """Write `ep` so that the same program gives the same bytes in every process, and no source path is in the file.
+
+    Module paths (`nn_module_stack`) are kept: they are the names by which people know the layers. The file appears
+    whole or not at all.
+    """
+    handle, name = tempfile.mkstemp(suffix=".pt2", dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    aside = Path(name)
+    try:
+        with quiet_torch(), _only_kept_metadata(ep):
+            torch.export.save(ep, aside)
+        with aside.open("rb+") as f:
+            os.fsync(f.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_kept_metadata(ep: ExportedProgram) -> Iterator[None]:
+    """Hide stack traces and source locations of the nodes from the serialiser; the program itself stays as it is."""
+    graphs = (m.graph for m in ep.graph_module.modules() if isinstance(m, fx.GraphModule))
+    before = {node: node.meta for graph in graphs for node in graph.nodes}
+    for node, meta in before.items():
+        node.meta = {key: meta[key] for key in _KEPT_METADATA if key in meta}
+    try:
+        yield
+    finally:
+        for node, meta in before.items():
+            node.meta = meta
+
+
+def require_program(artifact: Artifact | None, stage_field: str) -> Path:
+    """The `.pt2` file of an artifact, for a stage that works on the graph.
+
+    Args:
+        artifact: what the stage before left.
+        stage_field: field path of the stage that needs the program, such as `spec.recipe.stages[1]`.
+
+    Raises:
+        InputError: the model came as ONNX only.
+    """
+    if artifact is None or Role.PROGRAM not in artifact.files:
+        raise InputError(
+            stage_field,
+            "this stage needs an exported program, but the model was given as ONNX",
+            "Give the model as `.pt2` (torch.export.save) with format Pt2, or remove the stage.",
+        )
+    return artifact.files[Role.PROGRAM]
+
+
+def dynamic_shapes(ep: ExportedProgram) -> tuple[dict[int, Any], ...]:
+    """The varying dimensions of each user input, as `torch.export.export` takes them."""
+    users = set(ep.graph_signature.user_inputs)
+    return tuple(
+        {i: Dim.AUTO for i, size in enumerate(node.meta["val"].shape) if isinstance(size, torch.SymInt)}
+        for node in ep.graph.nodes
+        if node.op == "placeholder" and node.name in users
+    )
+
+
+def example_inputs(ep: ExportedProgram) -> tuple[Tensor, ...]:
+    """Example inputs for a re-export.
+
+    A varying batch whose example has one sample is doubled: torch takes a size of one for a constant.
+
+    Raises:
+        InputError: there are none, or they are not positional tensors.
+    """
+    remedy = "Export the model with positional tensor inputs only: torch.export.export(model, (x,))."
+    if ep.example_inputs is None:
+        raise InputError("spec.model.uri", "the program carries no example inputs", remedy)
+    args, kwargs = ep.example_inputs
+    if kwargs or not args or not all(isinstance(x, Tensor) for x in args):
+        kinds = [type(x).__name__ for x in args] + [f"{k}=" for k in kwargs]
+        raise InputError("spec.model.uri", f"the program takes {', '.join(kinds) or 'no input'}", remedy)
+    return tuple(
+        torch.cat([x, x]) if 0 in dims and len(x) == 1 else x for x, dims in zip(args, dynamic_shapes(ep), strict=True)
+    )
+
+
+def unlift(ep: ExportedProgram) -> fx.GraphModule:
+    """An independent, editable graph module: weights are attributes, and the input guards are gone.
+
+    The guards return with `reexport`. `train()` and `eval()` of the result are refused by torch: use `set_training`.
+    """
+    with quiet_torch():
+        gm = copy.deepcopy(ep).module(check_guards=False)
+    assert isinstance(gm, fx.GraphModule)  # noqa: S101 - narrows torch's annotation
+    for node in list(gm.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def reexport(gm: fx.GraphModule, like: ExportedProgram) -> ExportedProgram:
+    """Export an edited graph with the example inputs and varying dimensions of `like`."""
+    gm.graph.lint()
+    gm.recompile()
+    with quiet_torch():
+        return torch.export.export(gm, example_inputs(like), dynamic_shapes=dynamic_shapes(like), strict=False)
+
+
+def set_training(gm: fx.GraphModule, on: bool) -> Switched:  # noqa: FBT001 - reads as torch's train(mode)
+    """Switch BatchNorm and Dropout between training and inference, and say how many were found.
+
+    The mode of an exported graph is a constant argument of its operators. A program that went through
+    `run_decompositions` carries the inference-only BatchNorm, which is turned back into `aten.batch_norm`. BatchNorm
+    without running statistics always normalises by its batch, as in the module it came from, and is left alone.
+
+    Raises:
+        InputError: the program is a decomposed export in training mode.
+    """
+    batch_norm = frozen = dropout = 0
+    for found in list(gm.graph.nodes):
+        node = _plain_batch_norm(gm, found) if found.target == _NORM_OF_DECOMPOSED else found
+        if node.target in _UNSUPPORTED_TRAINING:
+            raise InputError(
+                "spec.model.uri",
+                f"operator {node.target} comes from a decomposed export in training mode",
+                "Call model.eval() before torch.export.export, and do not call run_decompositions.",
+            )
+        if node.target == ATEN.batch_norm.default and node.args[3] is not None:
+            node.args = (*node.args[:5], on, *node.args[6:])
+            batch_norm += 1
+            frozen += node.args[6] == 0.0
+        elif node.target in _DROPOUT:
+            node.args = (*node.args[:2], on)
+            dropout += 1
+    gm.recompile()
+    return Switched(batch_norm=batch_norm, frozen_statistics=frozen, dropout=dropout)
+
+
+def _plain_batch_norm(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Replace the inference-only BatchNorm by `aten.batch_norm`; the mode is set by the caller."""
+    if any(u.target is not operator.getitem or u.args[1] != 0 for u in node.users):
+        raise InputError(
+            "spec.model.uri", f"the saved statistics of {node.name} are used", "Export without run_decompositions."
+        )
+    x, weight, bias, mean, var, momentum, eps = node.args
+    with gm.graph.inserting_before(node):
+        plain = gm.graph.call_function(
+            ATEN.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
+        )
+    plain.meta = dict(node.meta, val=node.meta["val"][0])
+    for user in list(node.users):
+        user.replace_all_uses_with(plain)
+        gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
+    return plain
+
+
+def count_parameters(ep: ExportedProgram) -> int:
+    """Elements of the trainable weights; buffers are not counted, shared weights once."""
+    return sum(p.numel() for p in {id(p): p for p in ep.parameters()}.values())
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost `nn.Module` that a node came from (`layers.0.conv1`), else the node's own name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return str(paths[-1]) if paths else node.name
