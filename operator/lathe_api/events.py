@@ -32,6 +32,8 @@ class StageStarted(ApiModel):
 
     event: Literal["StageStarted"] = "StageStarted"
     id: str
+    resumed: bool = False
+    """Whether an earlier, unfinished try left checkpoints to go on from."""
     resumed_from_epoch: int | None = None
 
 

@@ -24,7 +24,7 @@ class Role(StrEnum):
     ONNX = "onnx"
     """The model as ONNX; of an unfinished artifact it serves measurement, of an exported one it is what is served."""
     PREDICTIONS = "predictions"
-    """npz: `answers`, float32 of shape (evaluation samples, ...), by ONNX Runtime on this artifact."""
+    """npy: float32 of shape (evaluation samples, ...), the first output by ONNX Runtime on this artifact."""
 
 
 class Blob(ApiModel):

@@ -1,0 +1,49 @@
+"""What a stage's process is asked to do: self-contained, so that any machine that reaches the store can do it."""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from lathe_api.base import ApiModel, Digest
+from lathe_api.data import Data, ModelSource, Objective
+from lathe_api.manifest import ArtifactManifest
+from lathe_api.recipe import Stage
+from lathe_api.targets import Hardware
+
+REQUEST_SCHEMA: Final = "lathe.dev/request/v1"
+IMPORT: Final = "Import"
+
+
+class PinnedLocation(ApiModel):
+    """A file or folder by place and content."""
+
+    uri: str
+    digest: Digest
+
+
+class StageRequest(ApiModel):
+    """One stage."""
+
+    schema_: Annotated[Literal["lathe.dev/request/v1"], Field(alias="schema")] = REQUEST_SCHEMA
+    key: Digest
+    """Under which the result is kept."""
+    name: str
+    type: str
+    """Import, or the stage's type."""
+    index: int
+    """Place in the recipe, for error messages; -1 for the import."""
+    stage: Stage | None
+    """Absent for the import."""
+    model: ModelSource
+    objective: Objective
+    data: Data
+    locations: dict[str, PinnedLocation]
+    """Every file of the document, by field path."""
+    input: ArtifactManifest | None
+    """Result of the stage before; absent for the import."""
+    original: ArtifactManifest | None
+    """Result of the import: teacher and baseline; absent for the import."""
+    seed: int
+    hardware: Hardware
+    threads: int
+    versions: dict[str, str]
