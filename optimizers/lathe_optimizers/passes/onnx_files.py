@@ -1,7 +1,5 @@
 """ONNX files: written from programs, stripped of their author's paths, read back."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +13,9 @@ from torch.export import ExportedProgram
 
 from lathe_api.manifest import Signature, TensorSpec
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes.programs import quiet_torch
+from lathe_optimizers.passes.programs import quiet_torch, write_whole
 
-_DATATYPES: Final = {
+_DATATYPES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "FP32",
     onnx.TensorProto.DOUBLE: "FP64",
     onnx.TensorProto.FLOAT16: "FP16",
@@ -83,17 +81,7 @@ def _default_outputs(ep: ExportedProgram) -> tuple[str, ...]:
 
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Write `model` in one canonical encoding; the file appears whole or not at all."""
-    content = model.SerializeToString(deterministic=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(path, model.SerializeToString(deterministic=True))
 
 
 def strip(model: onnx.ModelProto) -> None:

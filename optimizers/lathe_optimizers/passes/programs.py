@@ -5,6 +5,7 @@ to that graph. `unlift` gives a graph that can be edited, `reexport` turns it in
 """
 
 import copy
+import io
 import logging
 import operator
 import os
@@ -19,10 +20,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
 
 from lathe_api.manifest import Role
 from lathe_optimizers.context import Artifact
-from lathe_optimizers.errors import InputError, UnsafeFileError
+from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import archive
 
 _TALKATIVE: Final = ("torch.export", "torch._export", "torch.onnx", "torchao", "onnxscript")
@@ -82,9 +84,8 @@ def load_program(path: Path) -> ExportedProgram:
     """
     with archive.checked(path) as private, quiet_torch():
         try:
-            return torch.export.load(private)
-        except UnsafeFileError:
-            raise
+            # Not torch.export.load: it falls back to earlier layouts when this one fails.
+            program: ExportedProgram = load_pt2(str(private)).exported_programs["model"]
         except Exception as e:
             first = (str(e).splitlines() or [""])[0][:300]
             raise InputError(
@@ -92,6 +93,7 @@ def load_program(path: Path) -> ExportedProgram:
                 f"torch {torch.__version__} cannot load this program ({type(e).__name__}: {first})",
                 "Export the model again with torch.export.save and the same torch version.",
             ) from e
+    return program
 
 
 def save_program(ep: ExportedProgram, path: Path) -> None:
@@ -100,13 +102,21 @@ def save_program(ep: ExportedProgram, path: Path) -> None:
     Module paths (`nn_module_stack`) are kept: they are the names by which people know the layers. The file appears
     whole or not at all.
     """
-    handle, name = tempfile.mkstemp(suffix=".pt2", dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    # A buffer, not the file: torch would name the archive's root folder after the file.
+    content = io.BytesIO()
+    with quiet_torch(), _only_kept_metadata(ep):
+        torch.export.save(ep, content)
+    write_whole(path, content.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     aside = Path(name)
     try:
-        with quiet_torch(), _only_kept_metadata(ep):
-            torch.export.save(ep, aside)
-        with aside.open("rb+") as f:
+        with os.fdopen(handle, "wb") as f:
+            f.write(content)
+            f.flush()
             os.fsync(f.fileno())
         aside.replace(path)
     finally:
@@ -221,7 +231,7 @@ def set_training(gm: fx.GraphModule, on: bool) -> Switched:  # noqa: FBT001 - re
         if node.target == ATEN.batch_norm.default and node.args[3] is not None:
             node.args = (*node.args[:5], on, *node.args[6:])
             batch_norm += 1
-            frozen += node.args[6] == 0.0
+            frozen += int(node.args[6] == 0.0)
         elif node.target in _DROPOUT:
             node.args = (*node.args[:2], on)
             dropout += 1
