@@ -11,6 +11,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from lathe_api.findings import refusal
+
 API_VERSION: Final = "lathe.dev/v1alpha1"
 DURATION_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 QUANTITY_BYTES: Final = {
@@ -34,6 +36,12 @@ class ApiModel(BaseModel):
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
 """A DNS label: lower-case letters, digits and dashes."""
 
+SubdomainName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253),
+]
+"""Name of a Kubernetes object of another kind, such as a Secret or a ServiceAccount."""
+
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 """Name of a tensor, column or array."""
 
@@ -54,6 +62,29 @@ Quantity = Annotated[
 ]
 """A Kubernetes quantity: `500m`, `2`, `4Gi`."""
 
+Timestamp = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$",
+        max_length=35,
+    ),
+]
+"""RFC 3339: `2026-01-31T12:00:00Z`."""
+
+CronSchedule = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(@(hourly|daily|weekly|monthly)|[-*/,0-9A-Za-z]+( [-*/,0-9A-Za-z]+){4})$", max_length=100
+    ),
+]
+"""Five fields, minute first, in UTC, as in a CronJob: `0 3 * * 0`."""
+
+Percent = Annotated[int, Field(ge=0, le=100)]
+"""A whole number of percent."""
+
+Samples = Annotated[int, Field(ge=1, le=100_000_000)]
+"""A number of samples."""
+
 _DECIMAL = r"^-?(0|[1-9][0-9]{0,8})(\.[0-9]{1,12})?$"
 Decimal = Annotated[str, StringConstraints(pattern=_DECIMAL, max_length=24)]
 """A decimal number as a string, without exponent: `"0.02"`."""
@@ -62,7 +93,7 @@ Decimal = Annotated[str, StringConstraints(pattern=_DECIMAL, max_length=24)]
 def _bounded(check: Callable[[float], bool], rule: str) -> AfterValidator:
     def validate(value: str) -> str:
         if not check(float(value)):
-            raise ValueError(f'must be {rule}; found "{value}"')
+            raise refusal(f'"{value}"', f"write a number {rule}")
         return value
 
     return AfterValidator(validate)

@@ -1,11 +1,12 @@
 """Gates: what a result must prove before it goes on."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lathe_api.base import ApiModel, Decimal, Name, NonNegative, Share
+from lathe_api.findings import Finding, exactly_one, refuse
 
 
 class GateMetric(StrEnum):
@@ -20,6 +21,14 @@ class GateMetric(StrEnum):
     PARAMETER_RATIO = "parameterRatio"
     LATENCY_RATIO = "latencyRatio"
     INT8_COVERAGE = "int8Coverage"
+
+
+QUALITY_METRICS: Final = frozenset(
+    {GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.RMSE, GateMetric.MAE, GateMetric.R2}
+)
+"""Metrics of the answers, as opposed to those of the file and its speed."""
+SHARE_METRICS: Final = frozenset({GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.INT8_COVERAGE})
+"""Metrics that lie between 0 and 1."""
 
 
 class Baseline(StrEnum):
@@ -78,3 +87,21 @@ class Gate(ApiModel):
     """What happens when the bound is broken."""
     on_inconclusive: OnInconclusive = OnInconclusive.STOP
     """What happens when the measurement cannot decide."""
+
+    @model_validator(mode="after")
+    def _one_possible_bound(self) -> "Gate":
+        bounds = {"min": self.min, "max": self.max, "maxDrop": self.max_drop}
+        given = {name: value for name, value in bounds.items() if value is not None}
+        findings = exactly_one((), given, bounds)
+        if self.max_drop is not None and self.metric not in QUALITY_METRICS:
+            example = 'min: "0.9"' if self.metric is GateMetric.INT8_COVERAGE else 'min: "2.0"'
+            findings.append(Finding(("maxDrop",), f"a drop of {self.metric}", f"write {example}: it has no drop"))
+        for name, value in given.items():
+            relative = name == "maxDrop" and self.drop_type is DropType.RELATIVE
+            if (relative or self.metric in SHARE_METRICS) and not 0 <= float(value) <= 1:
+                example = f'"{float(value) / 100:.12g}"' if 1 < float(value) <= 100 else '"0.02"'  # noqa: PLR2004
+                what = "a relative drop" if relative else self.metric.value
+                remedy = f"write {example}: {what} is a share from 0 to 1"
+                findings.append(Finding((name,), f'"{value}"', remedy))
+        refuse("gate", findings)
+        return self

@@ -18,6 +18,8 @@ from lathe_api.base import (
     UnitDecimal,
     Uri,
 )
+from lathe_api.findings import Finding, exactly_one, refuse
+from lathe_api.stageorder import stage_findings
 
 Epochs = Annotated[int, Field(ge=0, le=10_000)]
 
@@ -147,14 +149,24 @@ class Student(ApiModel):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Student":
-        needs = {
-            StudentOrigin.TEACHER: self.width is not None or self.depth is not None,
-            StudentOrigin.PT2: self.uri is not None,
-            StudentOrigin.REGISTERED: self.component is not None,
+        fields = {
+            StudentOrigin.TEACHER: ("width", "depth"),
+            StudentOrigin.PT2: ("uri", "digest"),
+            StudentOrigin.REGISTERED: ("component",),
         }
-        if not needs[self.from_]:
-            field = {"Teacher": "width (and depth)", "Pt2": "uri", "Registered": "component"}[self.from_]
-            raise ValueError(f"a student from {self.from_} needs {field}")
+        own = fields[self.from_]
+        findings = [
+            Finding((name,), "a setting of another kind of student", f"remove it: a student from {self.from_} has none")
+            for names in fields.values()
+            for name in names
+            if name not in own and getattr(self, name) is not None
+        ]
+        if all(getattr(self, name) is None for name in own):
+            example = {"Teacher": 'width: "0.5"', "Pt2": "uri: student.pt2", "Registered": "component: my-network"}
+            findings.append(
+                Finding((own[0],), "nothing", f"write {example[self.from_]}, for a student from {self.from_}")
+            )
+        refuse("student", findings)
         return self
 
 
@@ -179,6 +191,18 @@ class DistillLoss(ApiModel):
     pairs: Annotated[tuple[FeaturePair, ...], Field(max_length=64)] = ()
     """Feature: which layers are compared; by default paired by depth."""
 
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "DistillLoss":
+        findings = []
+        if self.type is LossType.RESPONSE:
+            if float(self.weight) > 1:
+                remedy = "write at most 1: it is the share of the soft loss beside the labels'"
+                findings.append(Finding(("weight",), f'"{self.weight}"', remedy))
+            if self.pairs:
+                findings.append(Finding(("pairs",), "layers to compare", "write them for a loss of type Feature"))
+        refuse("loss", findings)
+        return self
+
 
 class Distill(Training):
     """Train a smaller student to imitate the model."""
@@ -189,6 +213,17 @@ class Distill(Training):
         DistillLoss(type=LossType.RESPONSE),
     )
     """What it imitates."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "Distill":
+        types = [loss.type for loss in self.losses]
+        findings = [
+            Finding(("losses", index, "type"), f"a second {kind} loss", "write each kind once")
+            for index, kind in enumerate(types)
+            if kind in types[:index]
+        ]
+        refuse("distill", findings)
+        return self
 
 
 class Finetune(Training):
@@ -230,10 +265,13 @@ class Prune(ApiModel):
         allowed = ("parameters", "macs", "latency") if structured else ("pattern",)
         if not structured and self.method is not PruneMethod.N_M:
             allowed = ("sparsity",)
-        given = [f for f in ("parameters", "macs", "latency", "sparsity", "pattern") if getattr(self, f)]
-        if len(given) != 1 or given[0] not in allowed:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"{self.method} takes exactly one of {', '.join(allowed)}; found {found}")
+        given = [f for f in ("parameters", "macs", "latency", "sparsity", "pattern") if getattr(self, f) is not None]
+        refuse("prune", exactly_one((), given, allowed))
+        if self.pattern is not None:
+            kept, block = (int(n) for n in self.pattern.split(":"))
+            if kept >= block:
+                remedy = f'write fewer weights than the block has, such as "{block // 2 or 1}:{max(block, 2)}"'
+                refuse("prune", [Finding(("pattern",), f'"{self.pattern}"', remedy)])
         return self
 
 
@@ -317,9 +355,16 @@ class Stage(ApiModel):
     def _one_block(self) -> "Stage":
         wanted = self.type.value.lower()
         given = [m for m in _MEMBERS if getattr(self, m) is not None]
-        if given != [wanted]:
-            found = " and ".join(f"`{m}:`" for m in given) or "none"
-            raise ValueError(f"type {self.type} takes the block `{wanted}:` and no other; found {found}")
+        findings = [
+            Finding(
+                (m,), f"the block of another type beside type: {self.type}", f"remove it, or write type: {m.title()}"
+            )
+            for m in given
+            if m != wanted
+        ]
+        if wanted not in given:
+            findings.append(Finding((wanted,), "nothing", f"write the block `{wanted}:`, as type is {self.type}"))
+        refuse("stage", findings)
         return self
 
     @property
@@ -350,6 +395,17 @@ class Recipe(ApiModel):
     stages: Annotated[tuple[Stage, ...], Field(max_length=32)] = ()
     """The steps, in order."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        if self.ref is None and not self.stages:
+            remedy = "write `stages:`, or `ref: {name: cnn-int8}` for a recipe kept elsewhere"
+            refuse("recipe", [Finding((), "neither `ref:` nor `stages:`", remedy)])
+        if self.ref is not None and self.stages:
+            remedy = "keep one: `ref:` uses a recipe kept elsewhere, `stages:` writes it here"
+            refuse("recipe", [Finding((), "both `ref:` and `stages:`", remedy)])
+        refuse("recipe", stage_findings(self.stages))
+        return self
+
 
 class RecipeKind(StrEnum):
     """Where a referenced recipe lives."""
@@ -363,8 +419,8 @@ class RecipeRef(ApiModel):
 
     name: Name
     """Its metadata.name."""
-    kind: RecipeKind = RecipeKind.RECIPE
-    """Its kind."""
+    kind: RecipeKind | None = None
+    """Its kind; by default an OptimizationRecipe of the model's namespace, or else a ClusterOptimizationRecipe."""
 
 
 Recipe.model_rebuild()
