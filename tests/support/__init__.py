@@ -1,0 +1,1 @@
+"""What several tests share: networks, documents, crafted files."""
