@@ -20,7 +20,7 @@ from typing import Final
 from lathe_api.data import DataSource
 from lathe_api.manifest import ArtifactManifest, Role, StageRecord
 from lathe_optimizers import hardware, locations, wire
-from lathe_optimizers.context import Artifact, Datasets, PassContext, PassOutput, Progress
+from lathe_optimizers.context import Artifact, PassContext, PassOutput, Progress
 from lathe_optimizers.datasets import check_against_model, open_datasets
 from lathe_optimizers.errors import InputError, LatheError, StageError, StoreError
 from lathe_optimizers.passes import registry
@@ -31,6 +31,8 @@ PASS_SHARE: Final = 0.9
 """Share of a stage's progress that the pass itself takes; the rest is export and measurement."""
 LATENCY_SECONDS: Final = 8.0
 """Longest time spent on the paired latency of one stage."""
+LATENCY_BATCH: Final = 1
+"""Samples per timed run: what a single client waits for."""
 PR_SET_PDEATHSIG: Final = 1
 
 
@@ -149,7 +151,17 @@ def _record(
     signature = onnx_files.read_signature(onnx)
     if request.stage is None:
         check_against_model(context.data, signature, context.objective)
-    answer = _measure(measure.measure, request, context, onnx)
+    answer = measure.measure(
+        onnx,
+        data=context.data.evaluation,
+        objective=context.objective,
+        baseline=context.original.files[Role.ONNX] if context.original is not None else None,
+        hardware=request.hardware,
+        threads=request.threads,
+        batch=LATENCY_BATCH,
+        latency_budget_seconds=LATENCY_SECONDS,
+        seed=request.seed,
+    )
     predictions = context.workdir / "predictions.npy"
     np.save(predictions, answer.answers, allow_pickle=False)
     files = {Role.ONNX: store.put(onnx), Role.PREDICTIONS: store.put(predictions)}
@@ -171,9 +183,7 @@ def _record(
         warnings=output.warnings,
         wall_seconds=time.monotonic() - started,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        reproduce=(
-            "python", "-m", "lathe_optimizers.child", "--store", store.uri, "--key", request.key, "--check",
-        ),  # fmt: skip
+        reproduce=tuple(f"python -m lathe_optimizers.child --store {store.uri} --key {request.key} --check".split()),
     )
 
 
@@ -198,7 +208,8 @@ def _measurable(context: PassContext, output: PassOutput) -> Path:
 def _explain_full_disk(error: OSError, where: Path) -> None:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         raise StoreError(
-            f"{error.filename or where}: no space left on the device. Free some space, or choose another place by --store"
+            f"{error.filename or where}: no space left on the device. "
+            "Free some space, or choose another place by --store"
         ) from error
 
 

@@ -8,6 +8,7 @@ from lathe_api.canonical import digest_of
 from lathe_api.manifest import ArtifactManifest, Role
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Export, Stage, StageType
+from lathe_api.stageorder import EXPORT_STAGE
 from lathe_api.targets import Hardware, Target
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.request import IMPORT
@@ -42,8 +43,7 @@ def stage_list(document: OptimizedModel) -> tuple[Stage, ...]:
     stages = document.spec.recipe.stages
     if any(s.type is StageType.EXPORT for s in stages):
         return stages
-    name = next(n for n in ("export", "lathe-export", *(f"export-{i}" for i in range(99))) if n not in {s.name for s in stages})
-    return (*stages, Stage(name=name, type=StageType.EXPORT, export=Export()))
+    return (*stages, Stage(name=EXPORT_STAGE, type=StageType.EXPORT, export=Export()))
 
 
 def until_list(stages: tuple[Stage, ...], until: str | None) -> tuple[Stage, ...]:
@@ -60,13 +60,13 @@ def until_list(stages: tuple[Stage, ...], until: str | None) -> tuple[Stage, ...
     return stages[: names.index(until)]
 
 
-def select(document: OptimizedModel, names: Sequence[str], here: Hardware) -> tuple[Target, ...]:
-    """The targets of a document, or those of `names`; a document without targets has one, `default`, for `here`.
+def select(document: OptimizedModel, names: Sequence[str]) -> tuple[Target, ...]:
+    """The targets of a document, or those of `names`.
 
     Raises:
         InputError: there is no such target.
     """
-    targets = document.spec.targets or (Target(name="default", hardware=here),)
+    targets = document.spec.targets
     known = [t.name for t in targets]
     for name in names:
         if name not in known:

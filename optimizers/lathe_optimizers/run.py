@@ -1,0 +1,236 @@
+"""Takes a document from its inputs to a run folder: plan, do the stages, judge the gates, write the result."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lathe_api.events import Event, GateJudged, Notice, RunPlanned, StageFinished, StageRef
+from lathe_api.gates import OnFail
+from lathe_api.manifest import Role, StageRecord
+from lathe_api.optimizedmodel import OptimizedModel
+from lathe_api.recipe import Stage
+from lathe_api.summary import GateResult, Summary, TargetResult
+from lathe_api.targets import Target
+from lathe_optimizers import hardware, judging, locations, outcome, plan, runfolder, versions
+from lathe_optimizers.datasets import Datasets, check_data, open_datasets
+from lathe_optimizers.errors import InputError
+from lathe_optimizers.passes import registry
+from lathe_optimizers.report import render
+from lathe_optimizers.stages import Done, Inputs, Stages
+from lathe_optimizers.store import Store
+
+Publish = Callable[[Path, Target, TargetResult, StageRecord], None]
+"""Writes what serves a built target below the given run folder, before the folder is put in place."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a document is run."""
+
+    base: Path
+    """Folder that relative paths of the document start from."""
+    store: str
+    """URI of the store."""
+    out: Path
+    """Run folder; an earlier run in it is replaced."""
+    seed: int | None = None
+    """By default the document's."""
+    until: str | None = None
+    """Last stage to do."""
+    targets: tuple[str, ...] = ()
+    """Targets to build; by default all that this machine can run."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage that a run would look up or do."""
+
+    id: str
+    name: str
+    type: str
+    targets: tuple[str, ...]
+    key: str | None
+    """None where it depends on a stage that is not done yet."""
+    cached: bool | None
+    """Whether the store has its result; None where the key is not known yet."""
+
+
+def execute(
+    document: OptimizedModel,
+    options: RunOptions,
+    observe: Callable[[Event], None],
+    publish: Publish | None = None,
+) -> Summary:
+    """Run a document and write its run folder. A gate that does not pass is a result, not an error.
+
+    Raises:
+        LatheError: the document or its files cannot be used, a stage failed, or the disk is full. The run folder is
+            then as it was before; finished stages stay in the store.
+    """
+    return _Run(document, options, observe).execute(publish)
+
+
+def preview(document: OptimizedModel, options: RunOptions) -> tuple[PlannedStage, ...]:
+    """What `execute` would do.
+
+    Raises:
+        LatheError: the document or its files cannot be used.
+    """
+    return _Run(document, options, lambda _: None).preview()
+
+
+class _Run:
+    """One run. Raises on construction what is wrong with the document and its files."""
+
+    def __init__(self, document: OptimizedModel, options: RunOptions, observe: Callable[[Event], None]) -> None:
+        self.started = time.monotonic()
+        self.document = document
+        self.options = options
+        self.seed = document.spec.seed if options.seed is None else options.seed
+        self.observe = observe
+        self.recipe = _available(document)
+        self.stages = plan.until_list(self.recipe, options.until)
+        self.targets = plan.select(document, options.targets)
+        self.skipped = {t.name: why for t in self.targets for can, why in [hardware.can_run(t.hardware)] if not can}
+        self.able = tuple(t for t in self.targets if t.name not in self.skipped)
+        if not self.able:
+            raise InputError(
+                "spec.targets",
+                "; ".join(f"{name}: {why}" for name, why in self.skipped.items()),
+                "Add a target that this machine can run, or run on a machine of that kind",
+            )
+        runfolder.check_out(options.out)
+        self.store = Store(_absolute(options.store))
+        self.places = locations.locate(document, self.recipe, options.base, self.store)
+        self.nodes = plan.nodes(self.stages, self.able)
+        self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.here())
+        self.revision = plan.revision_of(document, locations.digests(self.places), self.seed)
+        self._data: Datasets | None = None
+
+    def preview(self) -> tuple[PlannedStage, ...]:
+        stages = self._stages()
+        found = []
+        for node in self.nodes:
+            key = stages.key(node)
+            cached = None if key is None else stages.look_up(node) is not None
+            found.append(PlannedStage(node.id, node.name, node.type, _names(node.targets), key, cached))
+        return tuple(found)
+
+    def execute(self, publish: Publish | None) -> Summary:
+        refs = tuple(StageRef(id=n.id, name=n.name, type=n.type, targets=_names(n.targets)) for n in self.nodes)
+        self.observe(RunPlanned(name=self.document.metadata.name, revision=self.revision, stages=refs))
+        for name, why in self.skipped.items():
+            self.observe(Notice(message=f"target {name} is skipped: {why}"))
+        with runfolder.prepared(self.options.out) as folder:
+            stages = self._stages()
+            progress = {t.name: outcome.Progress(t) for t in self.able}
+            for node in self.nodes:
+                going = [progress[t.name] for t in node.targets if not progress[t.name].stopped]
+                if going:
+                    self._node(node, stages.do(node), going)
+            return self._finish(folder, progress, publish)
+
+    def _node(self, node: plan.Node, done: Done, going: list[outcome.Progress]) -> None:
+        for number, target in enumerate(going):
+            result = outcome.stage_result(done, target.target.name)
+            if number == 0:
+                self.observe(StageFinished(id=node.id, result=result))
+            target.add(done, result)
+            for verdict in self._judge(node, target):
+                target.judge(verdict)
+                self.observe(GateJudged(result=verdict))
+
+    def _judge(self, node: plan.Node, progress: outcome.Progress) -> tuple[GateResult, ...]:
+        due = judging.due(self.document.spec.gates, node, finished=self.options.until is None)
+        if not due:
+            return ()
+        answers = {d.record.name: self._answers(d.record) for d in progress.done}
+        return judging.judge_all(due, progress, answers, self._open().evaluation, self.seed)
+
+    def _answers(self, record: StageRecord) -> judging.Answers:
+        return judging.load_answers(self.store.get(record.artifact.files[Role.PREDICTIONS]))
+
+    def _finish(self, folder: Path, progress: dict[str, outcome.Progress], publish: Publish | None) -> Summary:
+        results, records = [], {}
+        for target in self.targets:
+            if target.name in self.skipped:
+                results.append(outcome.skipped(target, self.skipped[target.name]))
+                continue
+            state = progress[target.name]
+            answers = (self._answers(state.done[0].record), self._answers(state.done[-1].record))
+            result = outcome.target_result(state, self.nodes, answers, self._open().evaluation, self.seed)
+            for done in state.done:
+                runfolder.write_record(folder, target.name, done.record)
+                records[runfolder.record_path(target.name, done.record.name)] = done.record
+            if result.artifact is not None:
+                last = state.done[-1].record
+                runfolder.copy_model(folder, target.name, self.store.get(last.artifact.files[Role.ONNX]))
+                if publish is not None:
+                    publish(folder, target, result, last)
+                    result = result.model_copy(update={"repository": runfolder.repository_path(target.name)})
+            results.append(result)
+        summary = outcome.summary(
+            self.document.metadata.name,
+            self.revision,
+            tuple(results),
+            seed=self.seed,
+            store=self.store.uri,
+            out=str(self.options.out),
+            seconds=time.monotonic() - self.started,
+        )
+        confusion = judging.confusion_delta(progress, self._answers, self._open().evaluation, self.document.spec.objective)
+        text = summary.model_dump_json(by_alias=True, indent=2) + "\n"
+        (folder / "report.html").write_text(render(summary, records, confusion=confusion), encoding="utf-8")
+        (folder / "summary.json").write_text(text, encoding="utf-8")
+        return summary
+
+    def _stages(self) -> Stages:
+        return Stages(self.inputs, self.store, self._check_data, self.observe)
+
+    def _check_data(self) -> None:
+        for warning in check_data(self._open(), self.document.spec.objective):
+            self.observe(Notice(message=warning))
+
+    def _open(self) -> Datasets:
+        if self._data is None:
+            self._data = open_datasets(
+                self.document.spec.data,
+                lambda field, _: locations.fetch(self.places[field], field, self.store),
+                self.seed,
+            )
+        return self._data
+
+
+def _available(document: OptimizedModel) -> tuple[Stage, ...]:
+    """The stages of a document, if this version can do all of them.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if document.spec.recipe.ref is not None:
+        raise InputError(
+            "spec.recipe.ref",
+            f"the recipe {document.spec.recipe.ref.name!r} is not resolved",
+            "Give the file with the recipe too, or write the stages inline",
+        )
+    stages = plan.stage_list(document)
+    for index, stage in enumerate(stages):
+        registry.check_available(stage, index)
+    for index, gate in enumerate(document.spec.gates):
+        if gate.on_fail is not OnFail.STOP:
+            raise InputError(
+                f"spec.gates[{index}].onFail", f"{gate.on_fail} is not available in this version", "Write Stop"
+            )
+    return stages
+
+
+def _absolute(store: str) -> str:
+    return locations.absolute(store, Path.cwd())
+
+
+def _names(targets: tuple[Target, ...]) -> tuple[str, ...]:
+    return tuple(t.name for t in targets)
+
+
+__all__ = ["PlannedStage", "Publish", "RunOptions", "execute", "preview"]
