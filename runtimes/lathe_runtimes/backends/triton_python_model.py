@@ -1,0 +1,91 @@
+"""Python-backend model for Triton that runs `model.onnx` beside it with ONNX Runtime.
+
+Copied into the model repository; it runs in Triton's own environment and so imports nothing of Lathe.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+
+
+class TritonPythonModel:
+    """One ONNX Runtime session per Triton instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the session; `args` is Triton's description of the instance."""
+        config = json.loads(args["model_config"])
+        options = ort.SessionOptions()
+        threads = config.get("parameters", {}).get("intra_op_thread_count")
+        if threads:
+            options.intra_op_num_threads = int(threads["string_value"])
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        providers = ["CPUExecutionProvider"]
+        if args["model_instance_kind"] == "GPU":
+            providers.insert(0, "CUDAExecutionProvider")
+        self.session = ort.InferenceSession(str(path), options, providers=providers)
+        self.inputs = [(given["name"], given["data_type"] == "TYPE_STRING") for given in config["input"]]
+        self.outputs = [made["name"] for made in config["output"]]
+        self.batched = config.get("max_batch_size", 0) > 0
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch of requests, together when Triton batches for this model."""
+        feeds: list[dict[str, Any] | None] = []
+        responses: list[Any] = [None] * len(requests)
+        for number, request in enumerate(requests):
+            try:
+                feeds.append(self._feed(request))
+            except UnicodeDecodeError as error:
+                feeds.append(None)
+                responses[number] = _failure(f"a BYTES element is no UTF-8: {error}")
+        good = [number for number, feed in enumerate(feeds) if feed is not None]
+        if self.batched and len(good) > 1:
+            self._together(requests, feeds, good, responses)
+        for number in good:
+            if responses[number] is None:
+                responses[number] = self._alone(requests[number], feeds[number])
+        return responses
+
+    def _feed(self, request: Any) -> dict[str, Any]:
+        feed = {}
+        for name, text in self.inputs:
+            array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+            if text:
+                words = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel()]
+                array = np.array(words, dtype=np.object_).reshape(array.shape)
+            feed[name] = array
+        return feed
+
+    def _together(self, requests: list[Any], feeds: list[Any], good: list[int], responses: list[Any]) -> None:
+        first = self.inputs[0][0]
+        try:
+            joined = {name: np.concatenate([feeds[number][name] for number in good]) for name, _ in self.inputs}
+            results = self.session.run(self.outputs, joined)
+        except Exception:  # noqa: BLE001 one bad request must not fail the others: each is answered alone instead
+            return
+        at = 0
+        for number in good:
+            rows = len(feeds[number][first])
+            responses[number] = self._response(requests[number], [result[at : at + rows] for result in results])
+            at += rows
+
+    def _alone(self, request: Any, feed: dict[str, Any] | None) -> Any:
+        try:
+            return self._response(request, self.session.run(self.outputs, feed))
+        except Exception as error:  # noqa: BLE001 the exceptions of ONNX Runtime share no base class
+            return _failure(str(error))
+
+    def _response(self, request: Any, results: list[Any]) -> Any:
+        wanted = set(request.requested_output_names())
+        tensors = [
+            pb_utils.Tensor(name, result) for name, result in zip(self.outputs, results, strict=True) if name in wanted
+        ]
+        return pb_utils.InferenceResponse(tensors)
+
+
+def _failure(message: str) -> Any:
+    return pb_utils.InferenceResponse([], pb_utils.TritonError(message))

@@ -1,0 +1,274 @@
+"""A loaded model: what it accepts, how requests are checked, and its engine."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from lathe_runtimes.backends.onnxruntime_backend import OnnxSession, zeros
+from lathe_runtimes.datatypes import BY_CONFIG, Array, Datatype
+from lathe_runtimes.errors import ModelLoadError
+from lathe_runtimes.modelconfig import ONNX_PLATFORM
+from lathe_runtimes.repository import ONNX, StoredModel, read_repository
+from lathe_runtimes.server.engine import Engine, Feeds, Result, Sessions, measure_costs
+from lathe_runtimes.server.errors import Kind, RequestError
+
+PROBE_ROWS: Final = 32
+"""Largest batch that is measured for a model that is served sample by sample."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output as clients see it."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    """Sizes as clients send them, with the batch dimension; -1 where they may vary."""
+    inner: tuple[int, ...] | None
+    """Where it differs: the shape that the network takes."""
+
+
+class Model:
+    """One version of a model, ready to answer."""
+
+    def __init__(self, stored: StoredModel, version: int, *, threads: int) -> None:
+        """Load, warm up and measure; the event loop must run already.
+
+        Raises:
+            ModelLoadError: the file or its configuration cannot be served.
+        """
+        self.name = stored.config.name
+        self.version = str(version)
+        self.config = stored.config
+        self.digest = stored.digest
+        self.max_batch_size: int = stored.config.max_batch_size
+        self.batching = stored.config.HasField("dynamic_batching") and self.max_batch_size > 1
+        batched = self.max_batch_size > 0
+        self.inputs = {tensor.name: tensor for tensor in _tensors(stored.config.input, batched=batched)}
+        self.outputs = tuple(_tensors(stored.config.output, batched=batched))
+        self.output_index = {tensor.name: at for at, tensor in enumerate(self.outputs)}
+        sessions = _load(stored, version, self.inputs.values(), self.outputs, threads)
+        free = all(tensor.shape[:1] == (-1,) for tensor in self.inputs.values())
+        costs = measure_costs(
+            sessions.narrow,
+            partial(self._sample, sessions),
+            batching=self.batching,
+            largest=self.max_batch_size or (PROBE_ROWS if free else 1),
+            clock=time.perf_counter,
+        )
+        delay = stored.config.dynamic_batching.max_queue_delay_microseconds / 1e6 if self.batching else 0.0
+        self.engine = Engine(self.name, sessions, costs, delay=delay)
+
+    def submit(self, arrays: Mapping[str, Array], done: Callable[[Result], None]) -> None:
+        """Check a request and queue it; `done` gets the outputs in the order of `outputs`.
+
+        Raises:
+            RequestError: inputs are missing, unknown or of the wrong shape (datatypes are checked where they are read).
+        """
+        feeds, rows = self._admit(arrays)
+        self.engine.submit(feeds, rows, done)
+
+    def tensor(self, name: str, datatype: object) -> Tensor:
+        """The input of that name.
+
+        Raises:
+            RequestError: there is none, or its datatype is another one.
+        """
+        found = self.inputs.get(name)
+        if found is None:
+            allowed = ", ".join(self.inputs)
+            raise RequestError(
+                f"unexpected inference input {name!r} for model {self.name!r}; its inputs are: {allowed}"
+            )
+        if datatype != found.datatype.name:
+            raise RequestError(
+                f"inference input {name!r} has the datatype {datatype!r}, but model {self.name!r} expects "
+                f"{found.datatype.name!r}"
+            )
+        return found
+
+    def wanted(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Positions of the requested outputs; all where none is named.
+
+        Raises:
+            RequestError: an output is unknown or asked for twice.
+        """
+        if not names:
+            return tuple(range(len(self.outputs)))
+        positions = []
+        for name in names:
+            if name not in self.output_index:
+                known = ", ".join(self.output_index)
+                raise RequestError(f"unexpected inference output {name!r} for model {self.name!r}; it has: {known}")
+            if self.output_index[name] in positions:
+                raise RequestError(f"inference output {name!r} is requested twice")
+            positions.append(self.output_index[name])
+        return tuple(positions)
+
+    def outer(self, at: int, array: Array) -> Array:
+        """Output number `at` in the shape that clients expect."""
+        tensor = self.outputs[at]
+        if tensor.inner is None:
+            return array
+        return array.reshape(array.shape[:1] + tensor.shape[1:] if self.max_batch_size else tensor.shape)
+
+    def _admit(self, arrays: Mapping[str, Array]) -> tuple[Feeds, int]:
+        if len(arrays) != len(self.inputs):
+            missing = ", ".join(name for name in self.inputs if name not in arrays)
+            raise RequestError(
+                f"expected {len(self.inputs)} inputs but got {len(arrays)} inputs for model {self.name!r}; "
+                f"missing: {missing}"
+            )
+        feeds: dict[str, Array] = {}
+        rows = 0
+        for name, tensor in self.inputs.items():
+            array = arrays[name]
+            shape = array.shape
+            if len(shape) != len(tensor.shape) or any(
+                want not in (-1, size) for size, want in zip(shape, tensor.shape, strict=True)
+            ):
+                raise RequestError(
+                    f"unexpected shape for input {name!r} of model {self.name!r}: "
+                    f"expected {list(tensor.shape)}, got {list(shape)}"
+                )
+            rows = self._rows(name, shape, rows)
+            if tensor.inner is not None:
+                array = array.reshape(shape[:1] if self.max_batch_size else tensor.inner)
+            # A view of the received body may start at any byte; networks may assume aligned elements.
+            feeds[name] = array if array.flags.aligned else array.copy()
+        return feeds, max(rows, 1)
+
+    def _rows(self, name: str, shape: tuple[int, ...], rows: int) -> int:
+        size = shape[0] if shape else 1
+        if not self.max_batch_size:
+            return max(rows, size)
+        if rows and size != rows:
+            raise RequestError(
+                f"input {name!r} of model {self.name!r} has {size} samples, the inputs before it have {rows}"
+            )
+        if not 1 <= size <= self.max_batch_size:
+            raise RequestError(
+                f"inference request batch-size must be from 1 to {self.max_batch_size} for model {self.name!r}; "
+                f"found {size}"
+            )
+        return size
+
+    def _sample(self, sessions: Sessions, rows: int) -> Feeds | None:
+        """Made-up inputs; None where a free size leaves open what fits. Such a model is run as far as it goes."""
+        feeds: dict[str, Array] = {}
+        for tensor in self.inputs.values():
+            shape = tensor.shape if tensor.inner is None else tensor.inner
+            if -1 in shape[1:]:
+                return None
+            feeds[tensor.name] = zeros(tensor.datatype.name, [rows if size == -1 else size for size in shape])
+        try:
+            for session in (sessions.narrow, sessions.wide):
+                if session is not None:
+                    session.run(feeds)
+        except Exception as error:  # the exceptions of ONNX Runtime share no base class
+            raise ModelLoadError(
+                f"model {self.name!r}: a warm-up run of {rows} samples of zeros fails: {error}"
+            ) from error
+        return feeds
+
+
+class Registry:
+    """The models of a repository by name and version. Names of requests are looked up, never used as paths."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models: dict[str, dict[str, Model]] = {}
+        for model in models:
+            self._models.setdefault(model.name, {})[model.version] = model
+
+    def find(self, name: str, version: str = "") -> Model:
+        """The model; without a version the newest that is served.
+
+        Raises:
+            RequestError: unknown model or version.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            raise RequestError(f"Request for unknown model: {name!r} is not found", Kind.NOT_FOUND)
+        if not version:
+            return next(reversed(versions.values()))
+        model = versions.get(version)
+        if model is None:
+            raise RequestError(f"Request for unknown model: {name!r} version {version} is not found", Kind.NOT_FOUND)
+        return model
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Versions that are served, ascending."""
+        return tuple(self._models.get(name, ()))
+
+    def all(self) -> tuple[Model, ...]:
+        """Every version of every model."""
+        return tuple(model for versions in self._models.values() for model in versions.values())
+
+
+def load_models(stored: Sequence[StoredModel], *, threads: int) -> Registry:
+    """Load, warm up and measure the models of a repository.
+
+    Args:
+        stored: from `read_repository`.
+        threads: cores that the server may use.
+
+    Raises:
+        ModelLoadError: a model cannot be served; names it.
+    """
+    return Registry(Model(entry, version, threads=threads) for entry in stored for version in entry.versions)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _tensors(
+    fields: Iterable[model_config_pb2.ModelInput | model_config_pb2.ModelOutput], *, batched: bool
+) -> Iterable[Tensor]:
+    head = (-1,) if batched else ()
+    for given in fields:
+        datatype = BY_CONFIG.get(
+            model_config_pb2.DataType.Value(given.data_type) if isinstance(given.data_type, str) else given.data_type
+        )
+        if datatype is None or datatype.dtype is None:
+            kind = model_config_pb2.DataType.Name(given.data_type)
+            raise ModelLoadError(f"tensor {given.name!r}: the Lathe runtime cannot serve the datatype {kind}")
+        inner = head + tuple(given.reshape.shape) if given.HasField("reshape") else None
+        yield Tensor(given.name, datatype, head + tuple(given.dims), inner)
+
+
+def _load(
+    stored: StoredModel, version: int, inputs: Iterable[Tensor], outputs: Sequence[Tensor], threads: int
+) -> Sessions:
+    config: ModelConfig = stored.config
+    path = stored.folder / str(version) / (config.default_model_filename or ONNX)
+    if config.platform != ONNX_PLATFORM and config.backend != "onnxruntime":
+        backend = config.platform or config.backend or "none"
+        raise ModelLoadError(
+            f"model {config.name!r}: the Lathe runtime serves platform {ONNX_PLATFORM!r}; found {backend!r}. "
+            "Write the repository with the onnxruntime profile."
+        )
+    if path.parent.parent != stored.folder or not path.is_file():
+        raise ModelLoadError(f"model {config.name!r}: no file {path}")
+    gpu = any(group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    names = [tensor.name for tensor in outputs]
+    narrow = OnnxSession(path, names, threads=1, gpu=gpu)
+    for kind, tensors, found in (("input", inputs, narrow.input_types), ("output", outputs, narrow.output_types)):
+        for tensor in tensors:
+            if found.get(tensor.name) != tensor.datatype.name:
+                raise ModelLoadError(
+                    f"model {config.name!r}: the configuration declares {kind} {tensor.name!r} as "
+                    f"{tensor.datatype.name}, the file has {found.get(tensor.name, 'no such tensor')}"
+                )
+    wide = OnnxSession(path, names, threads=threads, gpu=gpu) if threads > 1 else None
+    return Sessions(narrow, wide, workers=threads)
+
+
+__all__ = ["Model", "Registry", "Tensor", "available_cores", "load_models", "read_repository"]
