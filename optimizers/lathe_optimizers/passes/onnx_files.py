@@ -88,14 +88,15 @@ def strip(model: onnx.ModelProto) -> None:
     """Remove, in place, everything that no runtime reads: metadata, notes and the exporter's source paths."""
     model.doc_string = ""
     model.producer_name, model.producer_version = "lathe", ""
-    for part in _parts(model):
+    del model.training_info[:]
+    for part in parts(model):
         if "metadata_props" in part.DESCRIPTOR.fields_by_name:
             del part.metadata_props[:]
         if "doc_string" in part.DESCRIPTOR.fields_by_name:
             part.ClearField("doc_string")
 
 
-def _parts(model: onnx.ModelProto) -> Iterator[Any]:
+def parts(model: onnx.ModelProto) -> Iterator[Any]:
     """The model and every message within it that can carry notes."""
     yield model
     for function in model.functions:
@@ -110,6 +111,8 @@ def _graph_parts(graph: onnx.GraphProto) -> Iterator[Any]:
     yield graph
     for group in (graph.input, graph.output, graph.value_info, graph.initializer):
         yield from group
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
     for node in graph.node:
         yield from _node_parts(node)
 
@@ -120,6 +123,7 @@ def _node_parts(node: onnx.NodeProto) -> Iterator[Any]:
         yield attribute
         if attribute.HasField("t"):
             yield attribute.t
+        yield from attribute.tensors
         if attribute.HasField("g"):
             yield from _graph_parts(attribute.g)
         for graph in attribute.graphs:
@@ -160,7 +164,7 @@ def weight_counts(path: Path) -> tuple[int, int]:
     sizes, zero points) are no weights.
     """
     elements = zeros = 0
-    for part in _parts(onnx.load(path)):
+    for part in parts(onnx.load(path)):
         if isinstance(part, onnx.TensorProto) and part.dims:
             values = numpy_helper.to_array(part)
             elements += values.size
