@@ -15,9 +15,8 @@ def save_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     """Exports a network and saves it as `.pt2`, as a user would; gives the file."""
 
     def save(name: str, network: Any, example: Any, input_name: str) -> Path:
-        from support.networks import export_program
-
         import torch
+        from support.networks import export_program
 
         path = tmp_path_factory.mktemp(name) / f"{name}.pt2"
         torch.export.save(export_program(network, example, input_name), path)
