@@ -54,7 +54,7 @@ def problems(error: ValidationError, root: type[BaseModel], tree: Node, file: st
         tree: the document.
         file: its name.
     """
-    for details in error.errors(include_url=False, include_input=False):
+    for details in _errors(error):
         path: Path = tuple(details["loc"])
         if details["type"] == "invalid_key" or path[-1:] == ("[key]",):
             path = path[:-1]
@@ -65,7 +65,7 @@ def problems(error: ValidationError, root: type[BaseModel], tree: Node, file: st
 
 def unplaced(error: ValidationError, root: type[BaseModel], file: str) -> Iterator[Problem]:
     """As `problems`, for a value that was not read from a text."""
-    for details in error.errors(include_url=False, include_input=False):
+    for details in _errors(error):
         path: Path = tuple(details["loc"])
         found, remedy = _explain(details, root, path, None)
         yield Problem(file, 0, 0, path_text(path), found, remedy)
@@ -94,6 +94,13 @@ def closest(word: str, known: list[str]) -> str | None:
     folded = {k.lower(): k for k in known}
     match = difflib.get_close_matches(camel.replace("-", "").lower(), list(folded), n=1, cutoff=0.6)
     return folded[match[0]] if match else None
+
+
+def _errors(error: ValidationError) -> list[ErrorDetails]:
+    """Without lists that seem too short only because their entries are wrong."""
+    errors = error.errors(include_url=False, include_input=False)
+    wrong = {e["loc"][:length] for e in errors for length in range(len(e["loc"]))}
+    return [e for e in errors if e["type"] != "too_short" or e["loc"] not in wrong]
 
 
 def _explain(details: ErrorDetails, root: type[BaseModel], path: Path, node: Node | None) -> tuple[str, str]:
