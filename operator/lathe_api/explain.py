@@ -109,7 +109,7 @@ def _explain(details: ErrorDetails, root: type[BaseModel], path: Path, node: Nod
     found = node.describe() if node else "nothing"
     match kind:
         case "extra_forbidden":
-            found = f"the unknown field {path[-1]}"
+            found = f"the unknown field {yamltree.shown(str(path[-1]))}"
             remedy = _unknown_field(str(path[-1]), _model_at(root, path[:-1]))
         case "missing":
             remedy = _missing(_field_at(root, path), str(path[-1]))
@@ -130,7 +130,7 @@ def _explain(details: ErrorDetails, root: type[BaseModel], path: Path, node: Nod
 
 def _as_text(node: Node | None) -> str:
     if isinstance(node, Scalar) and node.kind != "nothing":
-        return f'write it in quotes: "{node.text}"'
+        return f'write it in quotes: "{yamltree.shown(node.text)}"'
     return "write a text"
 
 

@@ -8,7 +8,7 @@ from lathe_api.base import API_VERSION, ApiModel
 from lathe_api.data import TASK_METRICS, Data, DataOrigin, ModelSource, Objective
 from lathe_api.datapolicy import DataPolicy
 from lathe_api.findings import Finding, duplicates, refuse
-from lathe_api.gates import QUALITY_METRICS, Gate
+from lathe_api.gates import QUALITY_METRICS, Gate, GateMetric
 from lathe_api.learning import Learning
 from lathe_api.modelrevision import Seed
 from lathe_api.monitoring import Monitoring
@@ -82,11 +82,8 @@ class OptimizedModelSpec(ApiModel):
     def _gates_fit(self) -> list[Finding]:
         findings = []
         known = known_stage_names(self.recipe.stages) if self.recipe.stages else None
-        fitting = TASK_METRICS[self.objective.task]
         for index, gate in enumerate(self.gates):
-            if gate.metric in QUALITY_METRICS and gate.metric.value not in fitting:
-                remedy = f"write {' or '.join(fitting)}, as objective.task is {self.objective.task}"
-                findings.append(Finding(("gates", index, "metric"), gate.metric, remedy))
+            findings += self._metric_fits(gate.metric, "gates", index)
             for place, stage in enumerate(gate.stages):
                 if known is not None and stage not in known:
                     remedy = f"name a stage of the recipe: {', '.join(known)}"
@@ -94,15 +91,28 @@ class OptimizedModelSpec(ApiModel):
         return findings
 
     def _search_fits(self) -> list[Finding]:
-        if self.search is None or not self.recipe.stages:
+        if self.search is None:
             return []
+        findings = []
+        for index, goal in enumerate(self.search.goals):
+            findings += self._metric_fits(goal.metric, "search", "goals", index)
+        for index, constraint in enumerate(self.search.constraints):
+            findings += self._metric_fits(constraint.metric, "search", "constraints", index)
         known = [s.name for s in self.recipe.stages]
         remedy = f"name a stage of the recipe: {', '.join(known)}"
-        return [
+        findings += [
             Finding(("search", "choices", index, "stage"), choice.stage, remedy)
             for index, choice in enumerate(self.search.choices)
-            if choice.stage not in known
+            if known and choice.stage not in known
         ]
+        return findings
+
+    def _metric_fits(self, metric: GateMetric, *at: str | int) -> list[Finding]:
+        fitting = TASK_METRICS[self.objective.task]
+        if metric not in QUALITY_METRICS or metric.value in fitting:
+            return []
+        remedy = f"write {' or '.join(fitting)}, as objective.task is {self.objective.task}"
+        return [Finding((*at, "metric"), metric, remedy)]
 
     def _triggers_fit(self) -> list[Finding]:
         tests = [t.name for t in self.monitoring.tests] if self.monitoring else []

@@ -88,17 +88,16 @@ class Scalar:
 
     def describe(self) -> str:
         """How the node is named in a message."""
-        shown = self.text if len(self.text) <= _SHOWN else self.text[: _SHOWN - 1] + "…"
-        shown = shown.encode("unicode_escape").decode() if not shown.isprintable() else shown
+        text = shown(self.text)
         match self.kind:
             case "nothing":
                 return "nothing"
             case "text":
-                return f'"{shown}"'
+                return f'"{text}"'
             case "integer":
-                return f"{shown} (a number)"
+                return f"{text} (a number)"
             case kind:
-                return f"{shown} (a {kind})"
+                return f"{text} (a {kind})"
 
 
 @dataclass
@@ -180,8 +179,14 @@ def path_text(path: Path) -> str:
         elif re.fullmatch(r"[A-Za-z_][-A-Za-z0-9_]*", part):
             text += f".{part}" if text else part
         else:
-            text += f"[{part!r}]"
+            text += f"['{shown(part)}']"
     return text
+
+
+def shown(text: str) -> str:
+    """A text of the user's within a message: one short line."""
+    short = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return short if short.isprintable() else short.encode("unicode_escape").decode()
 
 
 def to_json(node: Node) -> JsonValue:
@@ -244,7 +249,9 @@ class _Builder:
     def _take(self, event: yaml.Event) -> None:
         place = _place(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
-            raise _RefusedError(place, f"the alias *{event.anchor}", "write the value out: aliases are not read")
+            raise _RefusedError(
+                place, f"the alias *{shown(str(event.anchor))}", "write the value out: aliases are not read"
+            )
         if isinstance(event, yaml.NodeEvent):
             self._check(event, place)
         match event:
@@ -262,10 +269,12 @@ class _Builder:
     def _check(self, event: yaml.NodeEvent, place: Place) -> None:
         self._nodes += 1
         if event.anchor is not None:
-            raise _RefusedError(place, f"the anchor &{event.anchor}", "remove it: anchors and aliases are not read")
+            raise _RefusedError(
+                place, f"the anchor &{shown(event.anchor)}", "remove it: anchors and aliases are not read"
+            )
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise _RefusedError(place, f"the tag {tag}", "remove it: tags are not read")
+            raise _RefusedError(place, f"the tag {shown(tag)}", "remove it: tags are not read")
         if self._nodes > MAX_NODES:
             raise _RefusedError(place, f"more than {MAX_NODES} values", "split the file")
         if len(self._open) >= MAX_DEPTH:
@@ -300,11 +309,11 @@ class _Builder:
         top.key, top.ignored = key, False
         path = (*top.path, key.text)
         if first := mapping.keys.get(key.text):
-            found = f"the key {key.text} a second time (first in line {first.line})"
+            found = f"the key {shown(key.text)} a second time (first in line {first.line})"
             self.problem(path, key.place, found, "keep one of them")
             top.ignored = True
         elif key.kind != "text":
-            remedy = f'write it in quotes: "{key.text}"' if key.text else "write a name before the colon"
+            remedy = f'write it in quotes: "{shown(key.text)}"' if key.text else "write a name before the colon"
             self.problem(path, key.place, f"the key {key.describe()}", remedy)
             top.ignored = True
         else:
