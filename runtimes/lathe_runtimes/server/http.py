@@ -281,9 +281,14 @@ class Connection(asyncio.BufferedProtocol):
         """Give up on a slow client."""
         self._refuse(HttpError(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time"))
 
+    @property
+    def engaged(self) -> bool:
+        """Whether a request is arriving or being answered."""
+        return self._transport is not None and (self._head is not None or self._used > 0)
+
     def close_when_idle(self) -> None:
-        """Close; a request that is being answered gets its answer first."""
-        if not self.busy and self._transport is not None:
+        """Close; a request that has begun to arrive gets its answer first."""
+        if not self.engaged and self._transport is not None:
             self._transport.close()
 
     def answer(self, head: Head, status: int, fields: bytes, parts: list[Any]) -> None:
@@ -291,13 +296,12 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         self.busy = False
         self._head = None
-        self._group.settle()
         if transport is None:
             return
         if head.accepts and (len(parts) > 1 or parts[0]):
             parts = [deflate(parts, head.accepts)]
             fields += b"Content-Encoding: %b\r\n" % head.accepts.encode()
-        stay = head.keep_alive and not self._group.draining and not self._group.is_last(self)
+        stay = head.keep_alive and not (self._group.draining and not self._used) and not self._group.is_last(self)
         size = sum(map(len, parts))
         top = b"%b%bContent-Length: %d\r\n%b\r\n" % (
             _PHRASES[status],
@@ -447,8 +451,8 @@ class Connections:
             connection.expire()
 
     def settle(self) -> None:
-        """Something was answered, or a client has left."""
-        if self.draining and not any(connection.busy for connection in self._open):
+        """A client has left. A closed connection leaves when its answer is flushed, not before."""
+        if self.draining and not self._open:
             self._settled.set()
 
     async def drain(self, seconds: float) -> None:

@@ -197,6 +197,8 @@ class Registry:
             raise RequestError(f"Request for unknown model: {name!r} is not found", Kind.NOT_FOUND)
         if not version:
             return next(reversed(versions.values()))
+        if not (version.isascii() and version.isdigit()):
+            raise RequestError(f"model version {version[:40]!r} is no number")
         model = versions.get(version)
         if model is None:
             raise RequestError(f"Request for unknown model: {name!r} version {version} is not found", Kind.NOT_FOUND)
