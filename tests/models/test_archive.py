@@ -1,12 +1,15 @@
 """Hostile `.pt2` files are refused before torch reads them, and nothing in them runs."""
 
 import contextlib
+import functools
 import io
 import json
+import operator
 import pickle
+import random
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 from support import archives
 from support.archives import CONSTANTS, INPUTS, MODEL, WEIGHTS, Entries
 
-from lathe_optimizers.errors import UnsafeFileError
+from lathe_optimizers.errors import InputError, UnsafeFileError
 from lathe_optimizers.passes import archive
 from lathe_optimizers.passes.programs import load_program, unlift
 
@@ -84,9 +87,7 @@ def call(target: str, *strings: str) -> dict[str, Any]:
 
 
 def evaluated_size(document: dict[str, Any], marker: Path) -> None:
-    for size in document["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]:
-        if "as_expr" in size:
-            size["as_expr"]["expr_str"] = f"open({str(marker)!r}, 'w').close()"
+    replace_size(document, f"open({str(marker)!r}, 'w').close()")
 
 
 def name_as_source(document: dict[str, Any], marker: Path) -> None:
@@ -249,6 +250,12 @@ def on_meta(document: dict[str, Any]) -> None:
     document["graph_module"]["graph"]["tensor_values"]["x"]["device"] = {"type": "meta", "index": None}
 
 
+def replace_size(document: dict[str, Any], expression: str) -> None:
+    for size in document["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]:
+        if "as_expr" in size:
+            size["as_expr"]["expr_str"] = expression
+
+
 CONTENTS = {
     "tensor larger than its payload": (WEIGHTS, sizes(1 << 20, 1 << 20), "linear.weight"),
     "negative size": (WEIGHTS, sizes(-3, 4), "linear.weight"),
@@ -258,6 +265,16 @@ CONTENTS = {
     "unknown element type": (WEIGHTS, lambda d: first_weight(d)["tensor_meta"].update(dtype=99), "linear.weight"),
     "unknown fields": (WEIGHTS, lambda d: d.update(more=1), "no list of tensors"),
     "tensor without values": (MODEL, on_meta, "meta"),
+    "symbol that torch would count up to": (
+        MODEL,
+        lambda d: d["range_constraints"].update(u999999999999={"min_val": 0, "max_val": 4}),
+        "no symbol",
+    ),
+    "power that fills the memory": (
+        MODEL,
+        lambda d: replace_size(d, "Pow(Integer(9), Pow(Integer(9), Integer(9)))"),
+        "no plain",
+    ),
     "weight name with a quote": (WEIGHTS, lambda d: d["config"].update({'a"b': first_weight(d)}), "the name"),
     "no graph": (MODEL, lambda d: d.pop("graph_module"), "graph_module"),
     "enormous number": (MODEL, lambda d: nodes(d)[0]["inputs"][0].update(kind=10**30), "the number"),
@@ -272,6 +289,36 @@ def test_content_that_does_not_fit_is_refused(entry, edit, named, benign, tmp_pa
         load_program(damaged)
 
     assert named in str(refusal.value)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place within a JSON document."""
+    if path:
+        yield path
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(item, (*path, key))
+
+
+STRANGE = (None, True, -1, 10**17, 1.5, "", "a b", [], {}, [1], {"as_int": 3}, {"name": "x"}, "Symbol('s0')")
+
+
+def test_any_change_of_a_file_is_harmless_or_explained(benign, tmp_path):
+    choose = random.Random(0)  # noqa: S311 - the same changes in every run
+    content, outcomes = archives.entries(benign), set()
+    for _ in range(80):
+        entry = choose.choice((MODEL, MODEL, WEIGHTS))
+        document = json.loads(content[entry])
+        *parents, last = choose.choice(list(places(document)))
+        place = functools.reduce(operator.getitem, parents, document)
+        place[last] = choose.choice(STRANGE)
+        changed = archives.write(tmp_path / "changed.pt2", content | {entry: json.dumps(document).encode()})
+        try:
+            load_program(changed)
+            outcomes.add("loaded")
+        except InputError as e:
+            outcomes.add(type(e).__name__)
+
+    assert outcomes == {"loaded", "InputError", "UnsafeFileError"}
 
 
 def bomb(path: Path, content: Entries) -> None:
@@ -294,6 +341,15 @@ def overlapping(path: Path, content: Entries) -> None:
             copy.header_offset = shared.header_offset
             z.filelist.append(copy)
             z.NameToInfo[copy.filename] = copy
+
+
+def unusual_inputs(inputs: object) -> Callable[[Path, Entries], None]:
+    def craft(path: Path, content: Entries) -> None:
+        buffer = io.BytesIO()
+        torch.save(inputs, buffer)
+        archives.write(path, content | {INPUTS: buffer.getvalue()})
+
+    return craft
 
 
 def inner_bomb(path: Path, content: Entries) -> None:
@@ -336,6 +392,11 @@ CONTAINERS = {
     "zip bomb": (bomb, "compressed"),
     "overlapping entries": (overlapping, ""),
     "zip bomb in the example inputs": (inner_bomb, "compressed"),
+    "example inputs that repeat their storage": (
+        unusual_inputs(((torch.zeros(1).expand(1 << 40),), {})),
+        "enormous",
+    ),
+    "example inputs that are no arguments": (unusual_inputs([1, 2]), "something else"),
     "name that leads up": (extra("archive/../../up"), "leads out"),
     "absolute name": (extra("/etc/passwd"), "leads out"),
     "drive letter": (extra("C:/x"), "leads out"),

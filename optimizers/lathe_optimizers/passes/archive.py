@@ -29,6 +29,7 @@ from typing import Any, Final, NoReturn
 
 import torch
 from torch.export.pt2_archive._package import PT2ArchiveWriter
+from torch.utils._pytree import tree_leaves
 
 from lathe_optimizers.errors import UnsafeFileError
 from lathe_optimizers.passes import program_json
@@ -42,8 +43,10 @@ _CONFIGS: Final = {
 _NEEDED: Final = frozenset({_MODEL, _INPUTS, *_CONFIGS, "archive_format", "archive_version"})
 _IGNORED: Final = re.compile(r"extra/.*|\.data/(version|serialization_id)|\.format_version|\.storage_alignment|version")
 _MOST_ENTRIES: Final = 100_000
-_LARGEST_TEXT: Final = 1 << 28
-"""Bytes of a JSON document or of the example inputs."""
+_LARGEST_JSON: Final = 1 << 26
+"""Bytes of a JSON document; a node of a graph takes about 1500."""
+_LARGEST_INPUTS: Final = 1 << 28
+"""Bytes of the example inputs."""
 _ENCRYPTED: Final = 0x1
 _AGAIN: Final = "Export the model again with torch.export.save of torch 2.13, from plain tensors on the CPU."
 _REAL_TENSORS: Final = (
@@ -75,7 +78,7 @@ def _copy_checked(path: Path, private: Path) -> None:
             entries = _Entries(path, source, size)
             with PT2ArchiveWriter(str(private)) as target:
                 entries.write_to(target)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as e:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as e:
         raise UnsafeFileError(str(path), f"not a whole `.pt2` archive ({e})", _AGAIN) from e
 
 
@@ -145,8 +148,8 @@ class _Entries:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """An entry that must be a JSON object."""
-        if self.by_name[name].file_size > _LARGEST_TEXT:
-            self.refuse(name, f"{self.by_name[name].file_size} bytes of JSON", f"At most {_LARGEST_TEXT} can be read.")
+        if self.by_name[name].file_size > _LARGEST_JSON:
+            self.refuse(name, f"{self.by_name[name].file_size} bytes of JSON", f"At most {_LARGEST_JSON} can be read.")
         try:
             document = json.loads(self.read(name))
         except (ValueError, RecursionError):
@@ -206,13 +209,21 @@ class _Entries:
             self.refuse(
                 _INPUTS, f"example inputs that are not plain tensors ({str(e).splitlines()[0][:200]})", _REAL_TENSORS
             )
+        match inputs:
+            case (tuple() | list() as args, dict() as kwargs):
+                tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            case _:
+                self.refuse(_INPUTS, "something else than arguments of a call", _AGAIN)
+        # A tensor may repeat its storage (stride 0), and fill the memory only when it is used.
+        if any(x.layout is not torch.strided or x.numel() * x.element_size() > _LARGEST_INPUTS for x in tensors):
+            self.refuse(_INPUTS, "sparse or enormous example inputs", "Export with a smaller example batch.")
         buffer = io.BytesIO()
         torch.save(inputs, buffer)
         return buffer.getvalue()
 
     def _check_inner_zip(self, content: bytes) -> None:
         """Example inputs are an archive within the archive; it must not unpack to more than it is."""
-        if len(content) > _LARGEST_TEXT:
+        if len(content) > _LARGEST_INPUTS:
             self.refuse(_INPUTS, f"{len(content)} bytes of example inputs", "Export with a smaller example batch.")
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as inner:

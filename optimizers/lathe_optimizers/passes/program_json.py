@@ -14,7 +14,7 @@ dropped. Devices become `cpu`, so that a program exported beside a GPU can be re
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 import torch
@@ -41,10 +41,22 @@ _SIZE_FUNCTIONS: Final = frozenset(
     | {f"torch.{name}" for name in ("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "_sym_sqrt")}
 )  # fmt: skip
 """Python functions that compute with sizes."""
+_SYMBOL: Final = re.compile(r"[a-z]{1,4}[0-9]{1,5}")
+"""torch counts up to the number of a symbol."""
 _TREE_TYPES: Final = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None})
 _LABELLED_FREELY: Final = frozenset({"as_string", "as_strings"})
 """Values that torch quotes by `repr` wherever it writes them into source."""
 _LONGEST_NUMBER: Final = 18
+
+_KEPT: Final = {
+    "graph_module": dict,
+    "opset_version": dict,
+    "range_constraints": dict,
+    "schema_version": dict,
+    "torch_version": str,
+    "verifiers": list,
+}
+_KEPT_OF_GRAPH: Final = {"graph": dict, "signature": dict, "module_call_graph": list}
 
 Refuse = Callable[[str, str], NoReturn]
 """Raise the error of the file: (what was found, what to do)."""
@@ -63,19 +75,22 @@ def cleaned(document: dict[str, Any], refuse: Refuse) -> dict[str, Any]:
     Returns:
         The same document without guards, source locations and further metadata, on the CPU.
     """
-    for part in ("graph_module", "schema_version"):
-        if not isinstance(document.get(part), dict):
-            refuse(f"no `{part}`", _PLAIN)
-    graph_module = document["graph_module"]
-    document = {
-        **{key: document[key] for key in ("opset_version", "range_constraints", "schema_version") if key in document},
-        "graph_module": {key: graph_module[key] for key in ("graph", "signature", "module_call_graph")},
-        "verifiers": document.get("verifiers", []),
-        "torch_version": document.get("torch_version", ""),
-        "guards_code": [],
-    }
-    _Walk(refuse).value("", document)
-    return document
+    kept = _part(document, _KEPT, refuse)
+    kept["graph_module"] = _part(kept["graph_module"], _KEPT_OF_GRAPH, refuse)
+    if not all(_SYMBOL.fullmatch(name) for name in kept["range_constraints"]):
+        refuse("bounds of something that is no symbol", _PLAIN)
+    try:
+        _Walk(refuse).value("", kept)
+    except RecursionError:
+        refuse("a document that is nested too deeply", _PLAIN)
+    return kept | {"guards_code": []}
+
+
+def _part(document: Any, fields: Mapping[str, type], refuse: Refuse) -> dict[str, Any]:
+    for name, kind in fields.items():
+        if not isinstance(document, dict) or not isinstance(document.get(name), kind):
+            refuse(f"no `{name}`", _PLAIN)
+    return {name: document[name] for name in fields}
 
 
 def check_label(label: str, refuse: Refuse) -> None:
@@ -120,7 +135,8 @@ class _Walk:
             self.device(value)
             return
         if isinstance(value.get("target"), str) and "inputs" in value:
-            stack = (value.get("metadata") or {}).get("nn_module_stack")
+            metadata = value.get("metadata")
+            stack = metadata.get("nn_module_stack") if isinstance(metadata, dict) else None
             if stack is not None and not (isinstance(stack, str) and _STACK.fullmatch(stack)):
                 self.refuse("a module stack with control characters", _PLAIN)
             value["metadata"] = {} if stack is None else {"nn_module_stack": stack}
@@ -185,7 +201,7 @@ class _Walk:
                     self.refuse(f"inputs or outputs of type `{str(node['type'])[:80]}`", _PLAIN)
                 keys = json.loads(context) if isinstance(context, str) else context
                 if keys is not None and not (
-                    isinstance(keys, list) and all(isinstance(k, str) and _LABEL.fullmatch(k) for k in keys)
+                    isinstance(keys, list) and all(isinstance(k, str) and _IDENTIFIER.fullmatch(k) for k in keys)
                 ):
                     self.refuse(f"inputs or outputs with the keys {str(context)[:80]!r}", _PLAIN)
                 pending.extend(node["children_spec"])

@@ -27,18 +27,29 @@ from lathe_optimizers.context import Artifact
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import archive
 
-_TALKATIVE: Final = ("torch.export", "torch._export", "torch.onnx", "torchao", "onnxscript")
+_TALKATIVE: Final = (
+    "torch._export",
+    "torch._subclasses.fake_tensor",
+    "torch.export",
+    "torch.fx.experimental.sym_node",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torchao",
+    "onnxscript",
+)
 
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Silence what torch, its exporter and torchao say about themselves and not about the user's model."""
+    """Silence what torch, its exporter and torchao log and warn beside their results; errors are raised as ever."""
     loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.onnx", "torchao", "onnxscript")
+        logging.getLogger(name)
+        for name in ("torch.export", "torch._export", "torch.onnx", "torch.utils._pytree", "torchao", "onnxscript")
     ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -86,6 +97,7 @@ def load_program(path: Path) -> ExportedProgram:
         try:
             # Not torch.export.load: it falls back to earlier layouts when this one fails.
             program: ExportedProgram = load_pt2(str(private)).exported_programs["model"]
+            _ = program.call_spec, program.graph_signature.user_inputs  # fail here where they are inconsistent
         except Exception as e:
             first = (str(e).splitlines() or [""])[0][:300]
             raise InputError(
@@ -241,7 +253,7 @@ def set_training(gm: fx.GraphModule, on: bool) -> Switched:  # noqa: FBT001 - re
 
 def _plain_batch_norm(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
     """Replace the inference-only BatchNorm by `aten.batch_norm`; the mode is set by the caller."""
-    if any(u.target is not operator.getitem or u.args[1] != 0 for u in node.users):
+    if any(u.target is not operator.getitem or (u.args[1] != 0 and u.users) for u in node.users):
         raise InputError(
             "spec.model.uri", f"the saved statistics of {node.name} are used", "Export without run_decompositions."
         )
