@@ -56,10 +56,15 @@ def problems(error: ValidationError, root: type[BaseModel], tree: Node, file: st
     """
     for details in _errors(error):
         path: Path = tuple(details["loc"])
-        if details["type"] == "invalid_key" or path[-1:] == ("[key]",):
+        node: Node | None
+        if path[-1:] == ("[key]",):
             path = path[:-1]
-        place, node = locate(tree, path)
+            place, node = _locate_key(tree, path)
+        else:
+            place, node = locate(tree, path)
         found, remedy = _explain(details, root, path, node)
+        if details["type"] == "extra_forbidden" and (block := _empty_block(root, tree, path)):
+            remedy = f"indent it below `{block}:`, which is empty"
         yield Problem(file, place.line, place.column, path_text(path), found, remedy)
 
 
@@ -84,6 +89,26 @@ def locate(tree: Node, path: Path) -> tuple[Place, Node | None]:
         else:
             return place, None
     return (node.place if isinstance(node, Scalar) else place), node
+
+
+def _locate_key(tree: Node, path: Path) -> tuple[Place, Node]:
+    """The last key of a path, as a text of its own."""
+    _, mapping = locate(tree, path[:-1])
+    key = str(path[-1])
+    place = mapping.keys[key] if isinstance(mapping, yamltree.Mapping) else tree.place
+    return place, Scalar(place, key, quoted=True)
+
+
+def _empty_block(root: type[BaseModel], tree: Node, path: Path) -> str | None:
+    """The field without a value beside an unknown one that would know it: its content was not indented."""
+    _, parent = locate(tree, path[:-1])
+    if not isinstance(parent, yamltree.Mapping):
+        return None
+    for name, sibling in parent.items.items():
+        model = _model_at(root, (*path[:-1], name))
+        if yamltree.is_nothing(sibling) and model is not None and path[-1] in _names(model):
+            return name
+    return None
 
 
 def closest(word: str, known: list[str]) -> str | None:
@@ -154,7 +179,7 @@ def _unknown_field(name: str, model: type[BaseModel] | None) -> str:
 
 def _missing(field: FieldInfo | None, name: str) -> str:
     doc = (field.description or "") if field else ""
-    sentence = doc.partition("\n\n")[0].replace("\n", " ").rstrip(".")
+    sentence = doc.replace("\n", " ").partition(". ")[0].partition("; ")[0].rstrip(".")
     return f"write {name}: {sentence[:1].lower()}{sentence[1:]}" if sentence else f"write {name}"
 
 

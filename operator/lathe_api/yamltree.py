@@ -177,7 +177,7 @@ def path_text(path: Path) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         elif re.fullmatch(r"[A-Za-z_][-A-Za-z0-9_]*", part):
-            text += f".{part}" if text else part
+            text += f".{shown(part)}" if text else shown(part)
         else:
             text += f"['{shown(part)}']"
     return text

@@ -61,6 +61,19 @@ ROWS = [
     Row(
         "a name with capitals", {"targets": "[{name: CPU, hardware: Cuda}]  # <-"}, "spec.targets[0].name", "lower-case"
     ),
+    Row(
+        "a block that is not indented",
+        {"recipe": "\nstages:\n- name: a\n  type: Export\n  export:\n  opset: 20  # <-\n"},
+        f"{STAGE}.opset",
+        "indent it below `export:`, which is empty",
+    ),
+    Row(
+        "a label with too long a key",
+        target(f"pool: {{nodeSelector: {{{'k' * 400}: v}}}}"),
+        f"spec.targets[0].pool.nodeSelector.{'k' * 59}…",
+        "write at most 317 characters",
+        '"kkk',
+    ),
     # Types
     Row(
         "a float",
