@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lathe_api.documents import Document, Inspection, inspect_file, resolve_recipe
 from lathe_api.errors import DocumentError, Problem
+from lathe_api.explain import placed
 from lathe_api.optimizedmodel import OptimizedModel
 
 
@@ -33,12 +34,12 @@ def run_validate(files: Sequence[Path], *, as_json: bool) -> int:
 
 def _unresolved(path: Path, inspection: Inspection, everything: Sequence[Document]) -> list[Problem]:
     found: list[Problem] = []
-    for document in inspection.documents:
+    for document, tree in zip(inspection.documents, inspection.trees, strict=True):
         if isinstance(document, OptimizedModel):
             try:
                 resolve_recipe(document, everything)
             except DocumentError as error:
-                found += [Problem(str(path), 0, 0, p.path, p.found, p.remedy) for p in error.problems]
+                found += [placed(p, tree, str(path)) for p in error.problems]
     return found
 
 

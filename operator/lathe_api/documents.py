@@ -39,6 +39,8 @@ class Inspection:
     """What must be mended."""
     warnings: tuple[Problem, ...]
     """What works here and not everywhere."""
+    trees: tuple[Node, ...] = ()
+    """Where each of `documents` is written, in their order."""
 
 
 def load_file(path: Path) -> list[Document]:
@@ -158,15 +160,18 @@ def _documents(inspection: Inspection) -> list[Document]:
 def _inspect(data: bytes, file: str) -> Inspection:
     trees, problems = yamltree.read(data, file)
     documents: list[Document] = []
+    sound: list[Node] = []
     warnings: list[Problem] = []
     if not trees and not problems:
         problems.append(Problem(file, 1, 1, "", "no document", f"write one, beginning with apiVersion: {API_VERSION}"))
     for tree in trees:
         document, wrong = _document(tree, file)
         problems += wrong
-        documents += [document] if document is not None else []
+        if document is not None:
+            documents.append(document)
+            sound.append(tree)
         warnings += _warnings(tree, file)
-    return Inspection(tuple(documents), tuple(sorted(problems)), tuple(warnings))
+    return Inspection(tuple(documents), tuple(sorted(problems)), tuple(warnings), tuple(sound))
 
 
 def _document(tree: Node, file: str) -> tuple[Document | None, list[Problem]]:

@@ -1,7 +1,9 @@
 """From a validation error to problems that name line, field, what was found and what to write."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -74,6 +76,13 @@ def unplaced(error: ValidationError, root: type[BaseModel], file: str) -> Iterat
         path: Path = tuple(details["loc"])
         found, remedy = _explain(details, root, path, None)
         yield Problem(file, 0, 0, path_text(path), found, remedy)
+
+
+def placed(problem: Problem, tree: Node, file: str) -> Problem:
+    """A problem without a place, put where its field (or the nearest enclosing one) is written."""
+    parts = re.findall(r"[^.\[\]']+", problem.path)
+    place, _ = locate(tree, tuple(int(p) if p.isdecimal() else p for p in parts))
+    return replace(problem, file=file, line=place.line, column=place.column)
 
 
 def locate(tree: Node, path: Path) -> tuple[Place, Node | None]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.yaml_documents import document
+from support.yaml_documents import EVALUATION, document
 
 from lathe_api.documents import KINDS
 from lathe_api.errors import UnknownKindError
@@ -103,7 +103,16 @@ def test_warnings_do_not_fail(files, capsys):
 def test_references_are_looked_for_in_all_files(files, capsys):
     assert run_validate([files["refers"], files["recipe"]], as_json=False) == 0
     assert run_validate([files["refers"]], as_json=False) == 2
-    assert "spec.recipe.ref.name: found the reference to recipe house; known: cnn-int8" in capsys.readouterr().err
+    expected = f"{files['refers']}:10:24: spec.recipe.ref.name: found the reference to recipe house; known: cnn-int8"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_mistake_that_a_recipe_brings_is_placed_in_the_model(tmp_path, capsys):
+    text = document({"recipe": "{ref: {name: edge}}", "data": f"# <-\n{EVALUATION}\n"})
+    (tmp_path / "model.yaml").write_text(text)
+    assert run_validate([tmp_path / "model.yaml"], as_json=False) == 2
+    line = 1 + text[: text.index("# <-")].count("\n")
+    assert f"model.yaml:{line}:3: spec.data.train: found nothing" in capsys.readouterr().err
 
 
 def test_machines_get_one_json_document_on_one_line(files, capsys):
