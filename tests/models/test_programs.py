@@ -12,7 +12,7 @@ from support import archives, networks
 
 from lathe_api.manifest import ArtifactManifest, Role, Signature
 from lathe_optimizers.context import Artifact
-from lathe_optimizers.errors import InputError
+from lathe_optimizers.errors import InputError, StoreError
 from lathe_optimizers.passes import programs
 
 pytestmark = pytest.mark.models
@@ -164,6 +164,8 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from support import networks
 from lathe_optimizers.passes import onnx_files, programs
+with programs.quiet_torch():
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 torch.manual_seed(0)
 program = networks.export_program(networks.encoder(), torch.rand(2, 1, 16, 16))
 out = Path(sys.argv[2])
@@ -212,13 +214,14 @@ def test_a_stage_that_needs_a_program_says_so(tmp_path):
         programs.require_program(onnx_only, "spec.recipe.stages[1]")
 
 
-def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
+    program = program_of("mlp")
     monkeypatch.setattr(os, "fsync", full)
 
-    with pytest.raises(OSError, match="No space"):
-        programs.write_whole(tmp_path / "model.pt2", b"content")
+    with pytest.raises(StoreError, match="no space"):
+        programs.save_program(program, tmp_path / "model.pt2")
 
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 
 from lathe_api.manifest import Signature, TensorSpec
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes.programs import quiet_torch, write_whole
+from lathe_optimizers.files import write_file
+from lathe_optimizers.passes.programs import quiet_torch
 
 _DATATYPES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "FP32",
@@ -80,8 +81,12 @@ def _default_outputs(ep: ExportedProgram) -> tuple[str, ...]:
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` in one canonical encoding; the file appears whole or not at all."""
-    write_whole(path, model.SerializeToString(deterministic=True))
+    """Write `model` in one canonical encoding; the file appears whole or not at all.
+
+    Raises:
+        StoreError: no space or no permission.
+    """
+    write_file(path, model.SerializeToString(deterministic=True))
 
 
 def strip(model: onnx.ModelProto) -> None:

@@ -7,13 +7,9 @@ to that graph. `unlift` gives a graph that can be edited, `reexport` turns it in
 import copy
 import io
 import logging
-import operator
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +21,25 @@ from torch.export.pt2_archive._package import load_pt2
 from lathe_api.manifest import Role
 from lathe_optimizers.context import Artifact
 from lathe_optimizers.errors import InputError
+from lathe_optimizers.files import write_file
 from lathe_optimizers.passes import archive
+from lathe_optimizers.passes.training_mode import ATEN, Switched, set_training
+
+__all__ = [
+    "ATEN",
+    "Switched",
+    "count_parameters",
+    "dynamic_shapes",
+    "example_inputs",
+    "load_program",
+    "module_path",
+    "quiet_torch",
+    "reexport",
+    "require_program",
+    "save_program",
+    "set_training",
+    "unlift",
+]
 
 _TALKATIVE: Final = (
     "torch._export",
@@ -65,23 +79,7 @@ with quiet_torch():
     # Registers the operators of the `quantized_decomposed` namespace, which quantised programs are made of.
     import torch.ao.quantization.fx._decomposed
 
-ATEN: Final = torch.ops.aten
-_NORM_OF_DECOMPOSED: Final = ATEN._native_batch_norm_legit_no_training.default  # noqa: SLF001 - an operator's name
-_UNSUPPORTED_TRAINING: Final = (ATEN._native_batch_norm_legit_functional.default, ATEN.native_dropout.default)  # noqa: SLF001
-_DROPOUT: Final = (ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default)
 _KEPT_METADATA: Final = ("val", "nn_module_stack")
-
-
-@dataclass(frozen=True)
-class Switched:
-    """What `set_training` found in a graph."""
-
-    batch_norm: int = 0
-    """BatchNorm layers that were switched."""
-    frozen_statistics: int = 0
-    """Of those, how many never update their statistics (exported in eval mode with `momentum=None`)."""
-    dropout: int = 0
-    """Dropout layers that were switched."""
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -113,26 +111,15 @@ def save_program(ep: ExportedProgram, path: Path) -> None:
 
     Module paths (`nn_module_stack`) are kept: they are the names by which people know the layers. The file appears
     whole or not at all.
+
+    Raises:
+        StoreError: no space or no permission.
     """
     # A buffer, not the file: torch would name the archive's root folder after the file.
     content = io.BytesIO()
     with quiet_torch(), _only_kept_metadata(ep):
         torch.export.save(ep, content)
-    write_whole(path, content.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_file(path, content.getvalue())
 
 
 @contextmanager
@@ -219,55 +206,6 @@ def reexport(gm: fx.GraphModule, like: ExportedProgram) -> ExportedProgram:
     gm.recompile()
     with quiet_torch():
         return torch.export.export(gm, example_inputs(like), dynamic_shapes=dynamic_shapes(like), strict=False)
-
-
-def set_training(gm: fx.GraphModule, on: bool) -> Switched:  # noqa: FBT001 - reads as torch's train(mode)
-    """Switch BatchNorm and Dropout between training and inference, and say how many were found.
-
-    The mode of an exported graph is a constant argument of its operators. A program that went through
-    `run_decompositions` carries the inference-only BatchNorm, which is turned back into `aten.batch_norm`. BatchNorm
-    without running statistics always normalises by its batch, as in the module it came from, and is left alone.
-
-    Raises:
-        InputError: the program is a decomposed export in training mode.
-    """
-    batch_norm = frozen = dropout = 0
-    for found in list(gm.graph.nodes):
-        node = _plain_batch_norm(gm, found) if found.target == _NORM_OF_DECOMPOSED else found
-        if node.target in _UNSUPPORTED_TRAINING:
-            raise InputError(
-                "spec.model.uri",
-                f"operator {node.target} comes from a decomposed export in training mode",
-                "Call model.eval() before torch.export.export, and do not call run_decompositions.",
-            )
-        if node.target == ATEN.batch_norm.default and node.args[3] is not None:
-            node.args = (*node.args[:5], on, *node.args[6:])
-            batch_norm += 1
-            frozen += int(node.args[6] == 0.0)
-        elif node.target in _DROPOUT:
-            node.args = (*node.args[:2], on)
-            dropout += 1
-    gm.recompile()
-    return Switched(batch_norm=batch_norm, frozen_statistics=frozen, dropout=dropout)
-
-
-def _plain_batch_norm(gm: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """Replace the inference-only BatchNorm by `aten.batch_norm`; the mode is set by the caller."""
-    if any(u.target is not operator.getitem or (u.args[1] != 0 and u.users) for u in node.users):
-        raise InputError(
-            "spec.model.uri", f"the saved statistics of {node.name} are used", "Export without run_decompositions."
-        )
-    x, weight, bias, mean, var, momentum, eps = node.args
-    with gm.graph.inserting_before(node):
-        plain = gm.graph.call_function(
-            ATEN.batch_norm.default, (x, weight, bias, mean, var, False, momentum, eps, False)
-        )
-    plain.meta = dict(node.meta, val=node.meta["val"][0])
-    for user in list(node.users):
-        user.replace_all_uses_with(plain)
-        gm.graph.erase_node(user)
-    gm.graph.erase_node(node)
-    return plain
 
 
 def count_parameters(ep: ExportedProgram) -> int:
