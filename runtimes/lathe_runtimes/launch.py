@@ -4,10 +4,11 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,10 @@ from lathe_runtimes.triton import Installation, ensure_triton
 STOP_SECONDS: Final = 40.0
 """Longer than a server takes to answer what is in flight."""
 _POLL_SECONDS: Final = 0.05
-_TAIL_LINES: Final = 30
+_TAIL_BYTES: Final = 65_536
+_TAIL_CHARACTERS: Final = 4096
+_ERROR: Final = re.compile(r"E[0-9]{4} |error: ")
+"""How Triton and the Lathe runtime begin a line that says what is wrong."""
 
 
 class RunningServer:
@@ -32,7 +36,7 @@ class RunningServer:
         process: the child; its standard input, if a pipe, ends it.
         http: `host:port`; may be replaced once the child has said which it got.
         grpc: as `http`.
-        log: where the child writes.
+        messages: what the child writes to.
         announcement: read the addresses from the child's first line of standard output.
     """
 
@@ -43,14 +47,14 @@ class RunningServer:
         *,
         http: str,
         grpc: str,
-        log: Path | None,
+        messages: IO[bytes],
         announcement: Callable[[bytes], tuple[str, str]] | None = None,
     ) -> None:
         self.name = name
         self.process = process
         self.http = http
         self.grpc = grpc
-        self.log = log
+        self._messages = messages
         self._announcement = announcement
 
     @property
@@ -65,8 +69,7 @@ class RunningServer:
             timeout: seconds.
 
         Raises:
-            PortTakenError: the server found one of its ports taken.
-            StartError: it ended, or was not ready in time; quotes the end of its log.
+            StartError: it ended, or was not ready in time; quotes its last messages.
         """
         deadline = time.monotonic() + timeout
         if self._announcement is not None:
@@ -87,7 +90,7 @@ class RunningServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.process.stdin, self.process.stdout, self._messages):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -126,11 +129,14 @@ class RunningServer:
         raise StartError(f"{self.name} ended with exit code {code} before it was ready.{tail}")
 
     def _tail(self) -> str:
-        if self.log is None:
+        if self._messages.closed:
             return ""
-        with contextlib.suppress(OSError), self.log.open(encoding="utf-8", errors="replace") as lines:
-            return f" The end of {self.log}:\n{''.join(deque(lines, _TAIL_LINES))}"
-        return ""
+        handle = self._messages.fileno()
+        size = os.fstat(handle).st_size
+        text = os.pread(handle, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace")
+        errors = [line for line in text.splitlines() if _ERROR.match(line)]
+        found = "\n".join(errors) or text[-_TAIL_CHARACTERS:]
+        return f" Its last messages:\n{found}" if found else ""
 
 
 def start_lathe(
@@ -149,7 +155,7 @@ def start_lathe(
         http_port: 0 for a free one.
         grpc_port: 0 for a free one.
         host: address to listen on.
-        log: file for the server's messages (appended); by default they are dropped.
+        log: file for the server's messages (appended); by default they are kept until it stops.
         threads: cores that it may use; by default all.
 
     Raises:
@@ -160,18 +166,16 @@ def start_lathe(
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--stop-with-stdin"]
     if threads is not None:
         command += ["--threads", str(threads)]
-    with _log(log) as messages:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # closed by the kernel when this process ends: the server then stops
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            start_new_session=True,  # Ctrl-C is for the parent to handle
-        )
-    return RunningServer(
-        "the Lathe runtime", process, http=f"{host}:{http_port}", grpc=f"{host}:{grpc_port}", log=log,
-        announcement=_addresses,
-    )  # fmt: skip
+    messages = _log(log)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,  # closed by the kernel when this process ends: the server then stops
+        stdout=subprocess.PIPE,
+        stderr=messages,
+        start_new_session=True,  # Ctrl-C is for the parent to handle
+    )
+    addresses = {"http": f"{host}:{http_port}", "grpc": f"{host}:{grpc_port}"}
+    return RunningServer("the Lathe runtime", process, **addresses, messages=messages, announcement=_addresses)
 
 
 def start_triton(
@@ -193,7 +197,7 @@ def start_triton(
         http_port: 0 for a free one.
         grpc_port: 0 for a free one.
         host: address to listen on.
-        log: file for the server's messages (appended); by default they are dropped.
+        log: file for the server's messages (appended); by default they are kept until it stops.
         installation: from `ensure_triton`; by default found or made.
 
     Raises:
@@ -209,16 +213,16 @@ def start_triton(
     command += [f"--grpc-port={grpc_port}", "--allow-metrics=false", "--exit-timeout-secs=30"]
     # What is not declared stays undeclared: no completion by Triton.
     command += ["--disable-auto-complete-config", "--log-verbose=0"]
-    with _log(log) as messages:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            env={**os.environ, **found.environment},
-            start_new_session=True,
-        )
-    return RunningServer("Triton", process, http=f"{host}:{http_port}", grpc=f"{host}:{grpc_port}", log=log)
+    messages = _log(log)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=messages,
+        stderr=messages,
+        env={**os.environ, **found.environment},
+        start_new_session=True,
+    )
+    return RunningServer("Triton", process, http=f"{host}:{http_port}", grpc=f"{host}:{grpc_port}", messages=messages)
 
 
 def _check_ports(host: str, http_port: int, grpc_port: int) -> None:
@@ -230,9 +234,9 @@ def _check_ports(host: str, http_port: int, grpc_port: int) -> None:
 
 def _log(path: Path | None) -> IO[bytes]:
     if path is None:
-        return Path(os.devnull).open("wb")
+        return tempfile.TemporaryFile()
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("ab")
+    return path.open("ab+")
 
 
 def _addresses(line: bytes) -> tuple[str, str]:

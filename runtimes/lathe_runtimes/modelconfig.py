@@ -130,7 +130,7 @@ def _declare(
     if any(size == 0 or size < -1 for size in dims):
         raise InputError(spec.name, f"shape {list(spec.shape)}", "Sizes are 1 or more, or -1 where they may vary.")
     field.name = spec.name
-    field.data_type = model_config_pb2.DataType.Name(DATATYPES[spec.datatype].config)
+    field.data_type = DATATYPES[spec.datatype].config
     if dims:
         field.dims.extend(dims)
     else:

@@ -105,6 +105,8 @@ def measure_costs(
         if feeds is None:
             return Costs(cap=largest if batching else 0, inline_rows=0)
         costs[rows] = _best(session, feeds, clock)
+        if costs[rows] > PROBE_SECONDS:  # so long a run has no overhead left that joining could save
+            break
         rows *= 2
     best = min(cost / rows for rows, cost in costs.items())
     cap = min(rows for rows, cost in costs.items() if cost / rows <= best * WORTH)

@@ -23,8 +23,8 @@ from typing_extensions import override
 log = logging.getLogger(__name__)
 
 RECEIVE_BYTES: Final = 1 << 16
-ALIGNMENT: Final = 64
-"""Tensor data starts at a multiple of this many bytes: what vector instructions and networks like best."""
+ALIGNMENT: Final = 16
+"""Tensor data starts at a multiple of this many bytes, as allocated memory does; no element type needs more."""
 _CACHED_HEAD: Final = 2048
 _PHRASES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -111,12 +111,20 @@ class _Parsed:
     def __init__(self) -> None:
         self.url = b""
         self.fields: list[tuple[bytes, bytes]] = []
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.method = ""
+        self.keep_alive = False
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        # Once a message without a body is complete, the parser answers this for the next message.
+        self.keep_alive = self.parser.should_keep_alive()
+        self.method = self.parser.get_method().decode("latin-1")
 
 
 def parse_head(raw: bytes) -> Head:
@@ -130,14 +138,15 @@ def parse_head(raw: bytes) -> Head:
 
 def _parse(raw: bytes) -> Head:
     parsed = _Parsed()
-    parser = httptools.HttpRequestParser(parsed)
     try:
-        parser.feed_data(raw)
+        parsed.parser.feed_data(raw)
         url = httptools.parse_url(parsed.url)
     except httptools.HttpParserUpgrade as error:
         raise HttpError(HTTPStatus.NOT_IMPLEMENTED, "protocol upgrades are not supported") from error
     except httptools.HttpParserError as error:
         raise HttpError(HTTPStatus.BAD_REQUEST, f"malformed HTTP request: {error}") from error
+    finally:
+        parsed.parser = None  # each refers to the other: that would be garbage for the collector only
     fields = parsed.fields
     if any(name == b"transfer-encoding" for name, _ in fields):
         raise HttpError(HTTPStatus.LENGTH_REQUIRED, "chunked bodies are not supported: send Content-Length")
@@ -152,9 +161,9 @@ def _parse(raw: bytes) -> Head:
     # A general-purpose client offers a list out of habit; one that names a single coding wants it.
     accepts = known.get(b"accept-encoding", b"").strip().lower().decode("latin-1")
     return Head(
-        method=parser.get_method().decode("latin-1"),
+        method=parsed.method,
         path=unquote(url.path.decode("latin-1")) if url.path else "/",
-        keep_alive=parser.should_keep_alive(),
+        keep_alive=parsed.keep_alive,
         body_bytes=_whole(known, b"content-length") or 0,
         json_bytes=_whole(known, b"inference-header-content-length"),
         expects_continue=known.get(b"expect", b"").lower() == b"100-continue",
@@ -296,12 +305,13 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         self.busy = False
         self._head = None
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         if head.accepts and (len(parts) > 1 or parts[0]):
             parts = [deflate(parts, head.accepts)]
             fields += b"Content-Encoding: %b\r\n" % head.accepts.encode()
-        stay = head.keep_alive and not (self._group.draining and not self._used) and not self._group.is_last(self)
+        ending = self._group.draining or self._group.is_last(self)
+        stay = head.keep_alive and not (ending and not self._used)
         size = sum(map(len, parts))
         top = b"%b%bContent-Length: %d\r\n%b\r\n" % (
             _PHRASES[status],
@@ -309,7 +319,9 @@ class Connection(asyncio.BufferedProtocol):
             size,
             b"" if stay else b"Connection: close\r\n",
         )
-        if size < RECEIVE_BYTES:
+        if head.method == "HEAD":
+            transport.write(top)
+        elif size < RECEIVE_BYTES:
             transport.write(b"".join([top, *parts]))
         else:
             transport.writelines([top, *parts])

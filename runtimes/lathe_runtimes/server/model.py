@@ -13,8 +13,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from lathe_runtimes.backends.onnxruntime_backend import OnnxSession, zeros
 from lathe_runtimes.datatypes import BY_CONFIG, Array, Datatype
 from lathe_runtimes.errors import ModelLoadError
-from lathe_runtimes.modelconfig import ONNX_PLATFORM
-from lathe_runtimes.repository import ONNX, StoredModel, read_repository
+from lathe_runtimes.modelconfig import ONNX_PLATFORM, THREADS_PARAMETER
+from lathe_runtimes.repository import ONNX, StoredModel
 from lathe_runtimes.server.engine import Engine, Feeds, Result, Sessions, measure_costs
 from lathe_runtimes.server.errors import Kind, RequestError
 
@@ -168,9 +168,9 @@ class Model:
                 return None
             feeds[tensor.name] = zeros(tensor.datatype.name, [rows if size == -1 else size for size in shape])
         try:
-            for session in (sessions.narrow, sessions.wide):
-                if session is not None:
-                    session.run(feeds)
+            sessions.narrow.run(feeds)
+            if sessions.wide is not None and rows == 1:
+                sessions.wide.run(feeds)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             raise ModelLoadError(
                 f"model {self.name!r}: a warm-up run of {rows} samples of zeros fails: {error}"
@@ -236,14 +236,23 @@ def _tensors(
 ) -> Iterable[Tensor]:
     head = (-1,) if batched else ()
     for given in fields:
-        datatype = BY_CONFIG.get(
-            model_config_pb2.DataType.Value(given.data_type) if isinstance(given.data_type, str) else given.data_type
-        )
+        datatype = BY_CONFIG.get(given.data_type)
         if datatype is None or datatype.dtype is None:
             kind = model_config_pb2.DataType.Name(given.data_type)
             raise ModelLoadError(f"tensor {given.name!r}: the Lathe runtime cannot serve the datatype {kind}")
         inner = head + tuple(given.reshape.shape) if given.HasField("reshape") else None
         yield Tensor(given.name, datatype, head + tuple(given.dims), inner)
+
+
+def _configured_threads(config: ModelConfig) -> int | None:
+    found = config.parameters.get(THREADS_PARAMETER)
+    if found is None:
+        return None
+    if not found.string_value.isdigit():
+        raise ModelLoadError(
+            f"model {config.name!r}: parameter {THREADS_PARAMETER}: {found.string_value!r} is no number"
+        )
+    return int(found.string_value)
 
 
 def _load(
@@ -269,8 +278,6 @@ def _load(
                     f"model {config.name!r}: the configuration declares {kind} {tensor.name!r} as "
                     f"{tensor.datatype.name}, the file has {found.get(tensor.name, 'no such tensor')}"
                 )
-    wide = OnnxSession(path, names, threads=threads, gpu=gpu) if threads > 1 else None
+    width = min(threads, _configured_threads(config) or threads)
+    wide = OnnxSession(path, names, threads=width, gpu=gpu) if width > 1 else None
     return Sessions(narrow, wide, workers=threads)
-
-
-__all__ = ["Model", "Registry", "Tensor", "available_cores", "load_models", "read_repository"]

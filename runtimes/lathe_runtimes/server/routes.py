@@ -110,7 +110,8 @@ class Api:
 
 
 def _only(method: str, request: Request) -> None:
-    if request.head.method != method:
+    asked = "GET" if request.head.method == "HEAD" else request.head.method
+    if asked != method:
         found = request.head
         raise RequestError(f"{found.path[:200]} takes {method}; found {found.method}", Kind.METHOD_NOT_ALLOWED)
 
