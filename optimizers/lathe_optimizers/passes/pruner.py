@@ -1,16 +1,11 @@
-"""Structured pruning of an exported program: score channels, choose, cut, re-export, and prove that the cut is right.
-
-A channel's score is the L2 norm of all weights that go with it, relative to the mean of its group (magnitude pruning,
-Li et al. 2016, arXiv:1608.08710, over the dependency groups of `channels`).
-"""
+"""Structured pruning of an exported program: choose channels, cut, re-export, and prove that the cut is right."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -18,10 +13,12 @@ from torch.export import ExportedProgram
 from lathe_api.recipe import PruneScope
 from lathe_optimizers.errors import LatheError
 from lathe_optimizers.passes.atoms import Group
+from lathe_optimizers.passes.channel_choice import Choice, ParameterCount, choose_share, choose_width
 from lathe_optimizers.passes.channel_rules_base import tensor_at
 from lathe_optimizers.passes.channel_rules_layers import KERNEL
 from lathe_optimizers.passes.channels import ChannelGraph
-from lathe_optimizers.passes.programs import example_inputs, reexport, set_training, unlift
+from lathe_optimizers.passes.programs import example_inputs, reexport, unlift
+from lathe_optimizers.passes.training_mode import set_training
 
 TOLERANCE = 1e-4
 """Largest allowed difference between a cut network and the full one with the same weights zeroed, relative to the
@@ -62,8 +59,6 @@ class PruneReport:
     slice_error: float | None
     """Largest difference to the full network with the same weights zeroed, relative to the largest answer; None if
     nothing was compared, as only normalised channels were cut."""
-    finer: dict[str, int] = field(default_factory=dict)
-    """Groups too small for the wanted rounding: layer -> the rounding that was used."""
 
     @property
     def removed_share(self) -> float:
@@ -83,7 +78,6 @@ class PruneReport:
             "removedShare": self.removed_share,
             "reached": self.reached,
             "sliceError": self.slice_error,
-            "finerRounding": dict(self.finer),
         }
 
 
@@ -119,12 +113,8 @@ def prune_program(
         CutError: the cut network answers wrongly.
     """
     graph = ChannelGraph(unlift(ep))
-    groups = _prunable(graph, normalized=normalized)
-    removed = _choose(graph, groups, share, scope, round_to, max_cut)
-    steps = [_step(g, round_to) * g.multiplicity for g in groups]
-    parameters = _ParameterCount(graph)
-    reached = parameters(removed) <= (1 - share) * parameters(())
-    return _cut(ep, graph, _Choice(groups, removed, steps, reached, {}), samples)
+    choice = choose_share(graph, _open(graph, normalized=normalized), share, scope, round_to, max_cut)
+    return _cut(ep, graph, choice, samples)
 
 
 def narrow_program(
@@ -137,7 +127,7 @@ def narrow_program(
 ) -> tuple[ExportedProgram, PruneReport]:
     """Keep about `width` of the channels of every group, those of largest magnitude: a student out of its teacher.
 
-    A group too small for `round_to` is rounded to a smaller power of two, and listed in `finer` of the report.
+    A group too small for `round_to` is rounded to a smaller power of two; `multiple_of` in the report says so.
 
     Args:
         ep: the program; it is not changed.
@@ -153,127 +143,19 @@ def narrow_program(
         CutError: the cut network answers wrongly.
     """
     graph = ChannelGraph(unlift(ep))
-    groups = _prunable(graph, normalized=normalized)
-    removed: list[int] = []
-    steps: list[int] = []
-    finer: dict[str, int] = {}
-    for group, score in zip(groups, _scores(graph, groups), strict=True):
-        total = len(group.channels)
-        step = _step(group, round_to)
-        while step >= total:
-            step = max(step // 2, 1)
-        if step < _step(group, round_to):
-            finer[group.name] = step * group.multiplicity
-        largest = (total - 1) // step * step
-        keep = min(max(math.floor(width * total / step + 0.5) * step, step), largest)
-        removed += group.channels[np.argsort(score, kind="stable")[: total - keep]].tolist()
-        steps.append(step * group.multiplicity)
-    return _cut(ep, graph, _Choice(groups, removed, steps, bool(removed), finer), samples)
+    choice = choose_width(graph, _open(graph, normalized=normalized), width, round_to)
+    return _cut(ep, graph, choice, samples)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    groups: Sequence[Group]
-    removed: Sequence[int]
-    steps: Sequence[int]
-    reached: bool
-    finer: dict[str, int]
-
-
-def _prunable(graph: ChannelGraph, *, normalized: bool) -> list[Group]:
+def _open(graph: ChannelGraph, *, normalized: bool) -> list[Group]:
+    """Groups that may be cut."""
     return [g for g in graph.groups if g.frozen is None and (normalized or not g.normalized)]
 
 
-def _scores(graph: ChannelGraph, groups: Sequence[Group]) -> list[NDArray[np.float64]]:
-    """L2 norm of everything that goes with a channel, divided by the mean of its group."""
-    squares = np.zeros(len(graph))
-    for weight in graph.weights:
-        if weight.trainable:
-            square = weight.tensor.detach().double().square()
-            for d, roots in enumerate(weight.roots):
-                others = [i for i in range(square.dim()) if i != d]
-                np.add.at(squares, roots, (square.sum(others) if others else square).cpu().numpy())
-    norms = [np.sqrt(squares[g.channels]) for g in groups]
-    return [norm / max(float(norm.mean()), 1e-12) for norm in norms]
-
-
-class _ParameterCount:
-    """Parameters that are left when some channels are removed."""
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self._graph = graph
-        self._dims = [w.roots for w in graph.weights if w.trainable]
-
-    def __call__(self, removed: Sequence[int]) -> int:
-        kept = ~self._graph.mask(removed)
-        return sum(math.prod(int(kept[roots].sum()) for roots in dims) for dims in self._dims)
-
-
-def _step(group: Group, round_to: int) -> int:
-    """Channels that go together so that sizes stay multiples of `round_to`; a channel may own several indices."""
-    return round_to // math.gcd(round_to, max(group.multiplicity, 1))
-
-
-def _choose(
-    graph: ChannelGraph, groups: Sequence[Group], share: float, scope: PruneScope, round_to: int, max_cut: float
-) -> list[int]:
-    """The fewest channels, by rank, whose removal reaches the share; as many as `max_cut` allows if none does."""
-    if not groups:
-        return []
-    scores = _scores(graph, groups)
-    orders = [np.argsort(score, kind="stable") for score in scores]
-    if scope is PruneScope.GLOBAL:
-        ranks = [np.sort(score) for score in scores]
-    else:
-        ranks = [(np.arange(len(g.channels)) + 0.5) / len(g.channels) for g in groups]
-    steps = [_step(g, round_to) for g in groups]
-
-    def keeps(threshold: float) -> list[int]:
-        """How many channels each group keeps when those up to this rank go."""
-        out = []
-        for rank, step in zip(ranks, steps, strict=True):
-            total = len(rank)
-            # 1e-9: a tenth of ten channels is one channel, whatever floating point makes of 1 - 0.9.
-            least = max(math.ceil(total * (1 - max_cut) - 1e-9), 1)
-            keep = max(total - int((rank <= threshold).sum()), least)
-            out.append(min(total, -(-keep // step) * step))
-        return out
-
-    def removed(kept: Sequence[int]) -> list[int]:
-        parts = [g.channels[o[: len(o) - k]] for g, o, k in zip(groups, orders, kept, strict=True)]
-        return [int(c) for part in parts for c in part]
-
-    parameters = _ParameterCount(graph)
-    goal = (1 - share) * parameters(())
-
-    def reaches(kept: Sequence[int]) -> bool:
-        return parameters(removed(kept)) <= goal
-
-    levels = np.unique(np.concatenate(ranks))
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if reaches(keeps(float(levels[middle]))):
-            high = middle
-        else:
-            low = middle + 1
-    kept = keeps(float(levels[low]))
-    if scope is PruneScope.GLOBAL and reaches(kept):
-        # Coarse steps overshoot: give back the best of what was cut, as long as the goal stays met.
-        order = sorted(range(len(groups)), key=lambda i: -ranks[i][max(len(ranks[i]) - kept[i] - 1, 0)])
-        for i in order:
-            while kept[i] < len(ranks[i]):
-                fuller = [*kept[:i], min(kept[i] + steps[i], len(ranks[i])), *kept[i + 1 :]]
-                if not reaches(fuller):
-                    break
-                kept = fuller
-    return removed(kept)
-
-
 def _cut(
-    ep: ExportedProgram, graph: ChannelGraph, choice: _Choice, samples: tuple[Tensor, ...] | None
+    ep: ExportedProgram, graph: ChannelGraph, choice: Choice, samples: tuple[Tensor, ...] | None
 ) -> tuple[ExportedProgram, PruneReport]:
-    parameters = _ParameterCount(graph)
+    parameters = ParameterCount(graph)
     before, after = parameters(()), parameters(choice.removed)
     gone = set(choice.removed)
     normalized = {int(c) for g in choice.groups if g.normalized for c in g.channels}
@@ -299,7 +181,7 @@ def _cut(
     report = PruneReport(
         groups=tuple(
             GroupCut(g.name, sum(c not in gone for c in g.channels.tolist()), len(g.channels), step)
-            for g, step in zip(choice.groups, choice.steps, strict=True)
+            for g, step in zip(choice.groups, choice.multiples, strict=True)
         ),
         refused=_refused(graph.groups, choice.groups),
         blocked=graph.blocked,
@@ -307,7 +189,6 @@ def _cut(
         parameters_after=after,
         reached=choice.reached,
         slice_error=error,
-        finer=choice.finer,
     )
     return smaller, report
 
