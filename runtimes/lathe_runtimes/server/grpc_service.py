@@ -15,7 +15,7 @@ from lathe_runtimes.server.errors import Kind, RequestError
 from lathe_runtimes.server.model import Model, Registry, Tensor
 from lathe_runtimes.server.routes import server_metadata
 from lathe_runtimes.server.statistics import statistics_of
-from lathe_runtimes.server.v2json import MAX_DIMS, from_raw, from_values, text_tensor, to_raw
+from lathe_runtimes.server.tensors import MAX_DIMS, from_raw, from_values, text_tensor, to_raw
 
 SERVICE: Final = "inference.GRPCInferenceService"
 

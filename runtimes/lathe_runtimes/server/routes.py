@@ -12,7 +12,7 @@ from lathe_runtimes.server.errors import Kind, RequestError
 from lathe_runtimes.server.http import Reply, Request
 from lathe_runtimes.server.model import Model, Registry
 from lathe_runtimes.server.statistics import statistics_of
-from lathe_runtimes.server.v2json import model_metadata, read_json, read_request, write_response
+from lathe_runtimes.server.v2json import Codec, model_metadata, read_json
 
 SERVER_NAME: Final = "lathe"
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
@@ -38,6 +38,7 @@ class Api:
 
     def __init__(self, registry: Registry, version: str) -> None:
         self._registry = registry
+        self._codecs = {model: Codec(model) for model in registry.all()}
         self._metadata = json.dumps(server_metadata(version)).encode()
 
     def handle(self, request: Request, reply: Reply) -> None:
@@ -78,15 +79,16 @@ class Api:
     def _infer(self, request: Request, reply: Reply, name: str, version: str) -> None:
         _only("POST", request)
         model = self._registry.find(name, version)
-        asked = read_request(model, request.body, request.head.json_bytes)
+        codec = self._codecs[model]
+        plan, arrays = codec.read(request.body, request.head.json_bytes)
 
         def done(result: Result) -> None:
             if isinstance(result, Exception):
                 reply.json(HTTPStatus.INTERNAL_SERVER_ERROR, error_body(str(result)))
                 return
-            reply.tensors(*write_response(model, asked, result))
+            reply.tensors(*codec.write(plan, result))
 
-        model.submit(asked.arrays, done)
+        model.submit(arrays, done)
 
     def _describe(self, request: Request, reply: Reply, key: tuple[str, str], what: str) -> None:
         _only("GET", request)
@@ -103,7 +105,7 @@ class Api:
 
     def _index(self, request: Request) -> bytes:
         if len(request.body):
-            read_json(request.body)  # {"ready": true} changes nothing: every model of this server is ready
+            read_json(bytes(request.body))  # {"ready": true} changes nothing: every model of this server is ready
         return json.dumps(
             [{"name": model.name, "version": model.version, "state": "READY"} for model in self._registry.all()]
         ).encode()

@@ -1,164 +1,165 @@
-"""HTTP bodies of the Open Inference Protocol V2, with the binary tensor extension."""
+"""HTTP bodies of the Open Inference Protocol V2, with the binary tensor extension.
+
+Clients repeat themselves: the JSON before binary tensors is the same in request after request, and so is the JSON of
+the answers. Both are kept, so that a repeated call costs no parsing, checking or printing.
+"""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
-import numpy as np
-
-from lathe_runtimes.datatypes import Array, Datatype, decode_bytes, encode_bytes
-from lathe_runtimes.server.errors import Kind, RequestError
+from lathe_runtimes.datatypes import Array
+from lathe_runtimes.server.errors import RequestError
 from lathe_runtimes.server.model import Model, Tensor
+from lathe_runtimes.server.tensors import MAX_DIMS, from_raw, from_values, text_tensor, to_raw
 
-MAX_DIMS: Final = 32
-VIEW_BYTES: Final = 1 << 16
-"""Smaller outputs are copied: several small writes cost more than one copy."""
+_KEPT: Final = 256
+"""Request and answer headers that are kept for each model."""
+_KEPT_BYTES: Final = 2048
+"""Longer ones are not: they carry values."""
 
 
 @dataclass(frozen=True, slots=True)
-class InferRequest:
-    """One request, checked against its model as far as names, datatypes and sizes go."""
+class Plan:
+    """What the JSON of a request says, checked against its model as far as names, datatypes and outputs go."""
 
     id: str
-    arrays: Mapping[str, Array]
-    """Tensors by input name; views of the body wherever the datatype allows."""
+    raw: tuple[tuple[Tensor, tuple[int, ...], int], ...]
+    """Inputs whose bytes lie behind the JSON, in order: tensor, shape, bytes."""
+    values: Mapping[str, Array]
+    """Inputs whose values are in the JSON."""
     outputs: tuple[int, ...]
     """Positions of the wanted outputs."""
     binary: tuple[bool, ...]
     """For each of them, whether it is sent as raw bytes behind the JSON."""
 
 
-def read_request(model: Model, body: memoryview, json_size: int | None) -> InferRequest:
-    """Request out of a body.
+class Codec:
+    """Reads requests and writes answers of one model."""
 
-    Args:
-        model: the model that is asked.
-        body: the body; tensors become views of it.
-        json_size: value of Inference-Header-Content-Length; None when the whole body is JSON.
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._kept_plan = lru_cache(_KEPT)(self._plan)
+        self._kept_head = lru_cache(_KEPT)(self._head)
 
-    Raises:
-        RequestError: the body is no valid request for this model.
-    """
-    if json_size is not None and json_size > len(body):
-        raise RequestError(f"Inference-Header-Content-Length is {json_size}, but the body has {len(body)} bytes only")
-    head = read_json(body if json_size is None else body[:json_size])
-    inputs = _objects(head, "inputs")
-    if not inputs:
-        raise RequestError("the request has no 'inputs'")
-    at = len(body) if json_size is None else json_size
-    arrays: dict[str, Array] = {}
-    for given in inputs:
-        name = given.get("name")
-        if not isinstance(name, str):
-            raise RequestError("every input needs a 'name' (a string)")
-        tensor = model.tensor(name, given.get("datatype"))
-        if name in arrays:
-            raise RequestError(f"input {name!r} is given twice")
-        shape = _shape(name, given.get("shape"))
-        size = _binary_size(name, given)
-        if size is None:
-            arrays[name] = _from_json(tensor, shape, given.get("data"))
-            continue
-        if at + size > len(body):
-            raise RequestError(
-                f"input {name!r} announces {size} bytes (binary_data_size), but {len(body) - at} are left in the body"
-            )
-        arrays[name] = from_raw(tensor, shape, body[at : at + size])
-        at += size
-    if at != len(body):
-        raise RequestError(f"{len(body) - at} bytes of the body belong to no input")
-    return _with_outputs(model, head, arrays)
+    def read(self, body: memoryview, json_size: int | None) -> tuple[Plan, dict[str, Array]]:
+        """Request out of a body: what it says, and its tensors by input name, as views of the body where possible.
+
+        Args:
+            body: the whole body.
+            json_size: value of Inference-Header-Content-Length; None when the whole body is JSON.
+
+        Raises:
+            RequestError: the body is no valid request for this model.
+        """
+        at = len(body) if json_size is None else json_size
+        if at > len(body):
+            raise RequestError(f"Inference-Header-Content-Length is {at}, but the body has {len(body)} bytes only")
+        text = bytes(body[:at])
+        plan = self._kept_plan(text) if at <= _KEPT_BYTES else self._plan(text)
+        arrays = dict(plan.values)
+        for tensor, shape, size in plan.raw:
+            if at + size > len(body):
+                raise RequestError(
+                    f"input {tensor.name!r} announces {size} bytes (binary_data_size), "
+                    f"but {len(body) - at} are left in the body"
+                )
+            arrays[tensor.name] = from_raw(tensor, shape, body[at : at + size])
+            at += size
+        if at != len(body):
+            raise RequestError(f"{len(body) - at} bytes of the body belong to no input")
+        return plan, arrays
+
+    def write(self, plan: Plan, results: Sequence[Array]) -> tuple[bytes, list[bytes | memoryview]]:
+        """JSON part of an answer, and the raw tensors behind it, in order."""
+        arrays = [self._model.outer(at, results[at]) for at in plan.outputs]
+        blobs = [to_raw(array) for array, binary in zip(arrays, plan.binary, strict=True) if binary]
+        sizes = tuple(map(len, blobs))
+        shapes = tuple(array.shape for array in arrays)
+        if len(blobs) == len(arrays) and not plan.id:
+            return self._kept_head(plan.outputs, shapes, sizes), blobs
+        values = [None if binary else _listed(array) for array, binary in zip(arrays, plan.binary, strict=True)]
+        return self._head(plan.outputs, shapes, sizes, values, plan.id), blobs
+
+    def _plan(self, text: bytes) -> Plan:
+        head = read_json(text)
+        inputs = _objects(head, "inputs")
+        if not inputs:
+            raise RequestError("the request has no 'inputs'")
+        raw: list[tuple[Tensor, tuple[int, ...], int]] = []
+        values: dict[str, Array] = {}
+        seen: set[str] = set()
+        for given in inputs:
+            name = given.get("name")
+            if not isinstance(name, str):
+                raise RequestError("every input needs a 'name' (a string)")
+            tensor = self._model.tensor(name, given.get("datatype"))
+            if name in seen:
+                raise RequestError(f"input {name!r} is given twice")
+            seen.add(name)
+            shape = _shape(name, given.get("shape"))
+            size = _binary_size(name, given)
+            if size is None:
+                values[name] = _from_json(tensor, shape, given.get("data"))
+            else:
+                raw.append((tensor, shape, size))
+        identity = head.get("id", "")
+        if not isinstance(identity, str):
+            raise RequestError("'id' must be a string")
+        return Plan(identity, tuple(raw), values, *self._outputs(head))
+
+    def _outputs(self, head: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        default = _parameters(head, "the request").get("binary_data_output", False) is True
+        entries = _objects(head, "outputs")
+        positions = self._model.wanted([str(entry.get("name")) for entry in entries])
+        if not entries:
+            return positions, (default,) * len(positions)
+        return positions, tuple(
+            _parameters(entry, f"output {entry.get('name')!r}").get("binary_data", default) is True for entry in entries
+        )
+
+    def _head(
+        self,
+        outputs: tuple[int, ...],
+        shapes: tuple[tuple[int, ...], ...],
+        sizes: tuple[int, ...],
+        values: Sequence[list[Any] | None] = (),
+        identity: str = "",
+    ) -> bytes:
+        model = self._model
+        entries = []
+        left = iter(sizes)
+        for number, (at, shape) in enumerate(zip(outputs, shapes, strict=True)):
+            tensor = model.outputs[at]
+            entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": shape}
+            data = values[number] if values else None
+            entry |= {"parameters": {"binary_data_size": next(left)}} if data is None else {"data": data}
+            entries.append(entry)
+        head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": entries}
+        if identity:
+            head["id"] = identity
+        return json.dumps(head, separators=(",", ":")).encode()
 
 
-def read_json(data: memoryview) -> dict[str, Any]:
+def _listed(array: Array) -> list[Any]:
+    return [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel().tolist()]
+
+
+def read_json(data: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         RequestError: it is none.
     """
     try:
-        found = json.loads(bytes(data))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError; depth ends in a RecursionError
         raise RequestError(f"the request is no valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise RequestError(f"the request must be a JSON object; found {type(found).__name__}")
     return found
-
-
-def from_raw(tensor: Tensor, shape: tuple[int, ...], data: memoryview) -> Array:
-    """Tensor as a view of raw bytes (little-endian, row-major).
-
-    Raises:
-        RequestError: the number of bytes does not fit the shape.
-    """
-    datatype = tensor.datatype
-    count = math.prod(shape)
-    if datatype.name == "BYTES":
-        try:
-            elements = decode_bytes(data)
-        except ValueError as error:
-            raise RequestError(f"input {tensor.name!r}: {error}") from error
-        return _text(tensor.name, shape, elements)
-    dtype = _dtype(datatype)
-    if len(data) != count * dtype.itemsize:
-        raise RequestError(
-            f"input {tensor.name!r} has {len(data)} bytes, but the shape {list(shape)} of {datatype.name} "
-            f"needs {count * dtype.itemsize}"
-        )
-    return np.frombuffer(data, dtype).reshape(shape)
-
-
-def from_values(tensor: Tensor, shape: tuple[int, ...], values: Any) -> Array:
-    """Tensor out of a (nested) list of numbers.
-
-    Raises:
-        RequestError: values are of the wrong kind, out of range, or too few or many.
-    """
-    datatype = tensor.datatype
-    dtype = _dtype(datatype)
-    try:
-        # Without the hint numpy turns unsigned numbers above 2**63 into floats, and rounds them.
-        found = np.asarray(values, np.object_ if dtype == np.uint64 else None)
-        if dtype == np.uint64 and all(type(value) is int for value in found.flat):
-            found = found.astype(np.uint64)
-        if not found.size:  # an empty list has no kind of its own
-            found = found.astype(dtype)
-    except (ValueError, OverflowError) as error:
-        raise RequestError(f"input {tensor.name!r}: 'data' is no regular list of values: {error}") from error
-    if found.dtype.kind not in _KINDS[dtype.kind]:
-        raise RequestError(f"input {tensor.name!r}: 'data' does not hold {datatype.name} values")
-    if dtype.kind in "iu" and found.size:
-        limits = np.iinfo(dtype)
-        if found.min() < limits.min or found.max() > limits.max:
-            raise RequestError(f"input {tensor.name!r}: a value is out of the range of {datatype.name}")
-    if found.size != math.prod(shape):
-        raise RequestError(f"input {tensor.name!r} has {found.size} values, but its shape is {list(shape)}")
-    with np.errstate(over="ignore"):  # too large for the type becomes infinite, as in C
-        return np.ascontiguousarray(found.reshape(shape), dtype)
-
-
-def _dtype(datatype: Datatype) -> np.dtype[Any]:
-    if datatype.dtype is None:  # such models are refused when they are loaded
-        raise RequestError(f"datatype {datatype.name} is not served", Kind.UNSUPPORTED)
-    return datatype.dtype
-
-
-_KINDS: Final = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "OUS"}
-
-
-def text_tensor(name: str, shape: tuple[int, ...], elements: Sequence[str]) -> Array:
-    """BYTES tensor: an object array of str."""
-    return _text(name, shape, elements)
-
-
-def _text(name: str, shape: tuple[int, ...], elements: Sequence[str]) -> Array:
-    if len(elements) != math.prod(shape):
-        raise RequestError(f"input {name!r} has {len(elements)} elements, but its shape is {list(shape)}")
-    array = np.empty(len(elements), np.object_)
-    array[:] = elements
-    return array.reshape(shape)
 
 
 def _from_json(tensor: Tensor, shape: tuple[int, ...], data: Any) -> Array:
@@ -181,7 +182,7 @@ def _from_json(tensor: Tensor, shape: tuple[int, ...], data: Any) -> Array:
             flat.append(element)
         else:
             pending.pop()
-    return _text(tensor.name, shape, flat)
+    return text_tensor(tensor.name, shape, flat)
 
 
 def _objects(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -218,55 +219,6 @@ def _binary_size(name: str, given: Mapping[str, Any]) -> int | None:
     if size is not None and "data" in given:
         raise RequestError(f"input {name!r} has both 'data' and 'binary_data_size'")
     return size
-
-
-def _with_outputs(model: Model, head: Mapping[str, Any], arrays: Mapping[str, Array]) -> InferRequest:
-    identity = head.get("id", "")
-    if not isinstance(identity, str):
-        raise RequestError("'id' must be a string")
-    default = _parameters(head, "the request").get("binary_data_output", False) is True
-    outputs = _objects(head, "outputs")
-    if not outputs:
-        positions = model.wanted(())
-        return InferRequest(identity, arrays, positions, (default,) * len(positions))
-    names = [str(entry.get("name")) for entry in outputs]
-    binary = tuple(
-        _parameters(entry, f"output {name!r}").get("binary_data", default) is True
-        for name, entry in zip(names, outputs, strict=True)
-    )
-    return InferRequest(identity, arrays, model.wanted(names), binary)
-
-
-def write_response(model: Model, request: InferRequest, results: Sequence[Array]) -> tuple[bytes, list[Any]]:
-    """JSON part of an answer, and the raw tensors behind it (buffers, in order)."""
-    outputs: list[dict[str, Any]] = []
-    blobs: list[Any] = []
-    for at, binary in zip(request.outputs, request.binary, strict=True):
-        tensor = model.outputs[at]
-        array = model.outer(at, results[at])
-        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": array.shape}
-        if binary:
-            blob = to_raw(array)
-            entry["parameters"] = {"binary_data_size": len(blob)}
-            blobs.append(blob)
-        else:
-            entry["data"] = [
-                item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel().tolist()
-            ]
-        outputs.append(entry)
-    head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}
-    if request.id:
-        head["id"] = request.id
-    return json.dumps(head, separators=(",", ":")).encode(), blobs
-
-
-def to_raw(array: Array) -> bytes | memoryview:
-    """Elements in row-major order, little-endian; a view where a copy would cost."""
-    if array.dtype.kind == "O":
-        return encode_bytes(array.ravel())
-    if array.nbytes < VIEW_BYTES or not array.flags.c_contiguous:
-        return array.tobytes()
-    return array.reshape(-1).view(np.uint8).data
 
 
 def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
