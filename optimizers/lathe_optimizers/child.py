@@ -91,9 +91,7 @@ def perform(
     return record
 
 
-def _context(
-    request: StageRequest, store: Store, workdir: Path, tell: Callable[[wire.Message], None]
-) -> PassContext:
+def _context(request: StageRequest, store: Store, workdir: Path, tell: Callable[[wire.Message], None]) -> PassContext:
     def find(field: str) -> Path:
         place = request.locations[field]
         return locations.fetch(locations.Location(place.uri, place.digest), field, store)
@@ -156,10 +154,9 @@ def _record(
         data=context.data.evaluation,
         objective=context.objective,
         baseline=context.original.files[Role.ONNX] if context.original is not None else None,
-        hardware=request.hardware,
         threads=request.threads,
-        batch=LATENCY_BATCH,
-        latency_budget_seconds=LATENCY_SECONDS,
+        latency_batch=LATENCY_BATCH,
+        latency_seconds=LATENCY_SECONDS,
         seed=request.seed,
     )
     predictions = context.workdir / "predictions.npy"

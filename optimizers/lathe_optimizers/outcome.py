@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lathe_api.manifest import Estimate, Role
+from lathe_api.manifest import Role
 from lathe_api.summary import (
     GateResult,
     Overall,
@@ -15,6 +15,7 @@ from lathe_api.summary import (
 from lathe_api.targets import Target
 from lathe_optimizers import runfolder
 from lathe_optimizers.stages import Done
+from lathe_optimizers.statistics import Interval
 
 
 @dataclass
@@ -57,7 +58,7 @@ def stage_result(done: Done, target: str) -> StageResult:
     )
 
 
-def overall(progress: Progress, drop: Estimate) -> Overall:
+def overall(progress: Progress, drop: Interval) -> Overall:
     """Original against the last stage that was done."""
     original, final = progress.done[0].record.metrics, progress.done[-1].record.metrics
     return Overall(
@@ -74,7 +75,7 @@ def overall(progress: Progress, drop: Estimate) -> Overall:
     )
 
 
-def target_result(progress: Progress, drop: Estimate, *, complete: bool) -> TargetResult:
+def target_result(progress: Progress, drop: Interval, *, complete: bool) -> TargetResult:
     """What became of a target. `complete` tells whether its recipe was done to the end."""
     stopped = progress.stopped
     last = progress.done[-1].record

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from lathe_api.canonical import digest_of
 from lathe_api.manifest import ArtifactManifest, Role
@@ -152,8 +152,8 @@ def revision_of(document: OptimizedModel, digests: Mapping[str, str], seed: int)
     return f"{document.metadata.name}-{digest_of(value).removeprefix('sha256:')[:10]}"
 
 
-_SOURCE: Final = {"uri": True, "digest": True}
-_PLACES: Final = {"train": _SOURCE, "evaluation": _SOURCE, "calibration": {"source": _SOURCE}}
+_SOURCE: Final = {"uri", "digest"}
+_PLACES: Final[Any] = {"train": _SOURCE, "evaluation": _SOURCE, "calibration": {"source": _SOURCE}}
 
 
 def _files(artifact: ArtifactManifest | None) -> dict[str, str] | None:

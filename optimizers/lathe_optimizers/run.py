@@ -5,23 +5,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lathe_api.events import Event, GateJudged, Notice, RunPlanned, StageFinished, StageRef
 from lathe_api.gates import OnFail
 from lathe_api.manifest import Role, StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Stage
-from lathe_api.summary import GateResult, Summary, TargetResult
+from lathe_api.summary import Summary, TargetResult
 from lathe_api.targets import Target
-from lathe_optimizers import hardware, judging, locations, outcome, plan, runfolder, versions
-from lathe_optimizers.datasets import Datasets, check_data, open_datasets
+from lathe_optimizers import hardware, judging, locations, outcome, plan, quality, runfolder, versions
+from lathe_optimizers.context import Array, Datasets
+from lathe_optimizers.datasets import check_data, open_datasets
+from lathe_optimizers.datasets.sources import targets
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import registry
 from lathe_optimizers.report import render
 from lathe_optimizers.stages import Done, Inputs, Stages
 from lathe_optimizers.store import Store
 
-Publish = Callable[[Path, Target, TargetResult, StageRecord], None]
-"""Writes what serves a built target below the given run folder, before the folder is put in place."""
+Publish = Callable[[Path, Target, TargetResult, StageRecord], TargetResult]
+"""Writes what serves a built target below the given run folder, before that is put in place, and says where."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class _Run:
         self.store = Store(_absolute(options.store))
         self.places = locations.locate(document, self.recipe, options.base, self.store)
         self.nodes = plan.nodes(self.stages, self.able)
-        self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.here())
+        self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.host_class())
         self.revision = plan.revision_of(document, locations.digests(self.places), self.seed)
         self._data: Datasets | None = None
 
@@ -132,34 +136,30 @@ class _Run:
             return self._finish(folder, progress, publish)
 
     def _node(self, node: plan.Node, done: Done, going: list[outcome.Progress]) -> None:
-        for number, target in enumerate(going):
-            result = outcome.stage_result(done, target.target.name)
-            if number == 0:
-                self.observe(StageFinished(id=node.id, result=result))
-            target.add(done, result)
-            for verdict in self._judge(node, target):
-                target.judge(verdict)
+        self.observe(StageFinished(id=node.id, result=outcome.stage_result(done, going[0].target.name)))
+        due = judging.due(self.document.spec.gates, node)
+        for progress in going:
+            progress.add(done, outcome.stage_result(done, progress.target.name))
+            answers = {d.record.name: self._answers(d) for d in progress.done} if due else {}
+            truth = self._truth() if due else np.empty(0)
+            for gate, verdict in zip(due, judging.judge_all(due, progress, answers, truth, self.seed), strict=True):
+                progress.judge(verdict, stops=judging.stops(gate, verdict.verdict))
                 self.observe(GateJudged(result=verdict))
 
-    def _judge(self, node: plan.Node, progress: outcome.Progress) -> tuple[GateResult, ...]:
-        due = judging.due(self.document.spec.gates, node, finished=self.options.until is None)
-        if not due:
-            return ()
-        answers = {d.record.name: self._answers(d.record) for d in progress.done}
-        return judging.judge_all(due, progress, answers, self._open().evaluation, self.seed)
+    def _answers(self, done: Done) -> Path:
+        return self.store.get(done.record.artifact.files[Role.PREDICTIONS])
 
-    def _answers(self, record: StageRecord) -> judging.Answers:
-        return judging.load_answers(self.store.get(record.artifact.files[Role.PREDICTIONS]))
+    def _truth(self) -> Array:
+        return targets(self._open().evaluation)
 
     def _finish(self, folder: Path, progress: dict[str, outcome.Progress], publish: Publish | None) -> Summary:
-        results, records = [], {}
+        results, records, confusion = [], {}, {}
         for target in self.targets:
             if target.name in self.skipped:
                 results.append(outcome.skipped(target, self.skipped[target.name]))
                 continue
             state = progress[target.name]
-            answers = (self._answers(state.done[0].record), self._answers(state.done[-1].record))
-            result = outcome.target_result(state, self.nodes, answers, self._open().evaluation, self.seed)
+            result = self._target_result(state)
             for done in state.done:
                 runfolder.write_record(folder, target.name, done.record)
                 records[runfolder.record_path(target.name, done.record.name)] = done.record
@@ -167,8 +167,10 @@ class _Run:
                 last = state.done[-1].record
                 runfolder.copy_model(folder, target.name, self.store.get(last.artifact.files[Role.ONNX]))
                 if publish is not None:
-                    publish(folder, target, result, last)
-                    result = result.model_copy(update={"repository": runfolder.repository_path(target.name)})
+                    result = publish(folder, target, result, last)
+            objective = self.document.spec.objective
+            first, final = self._answers(state.done[0]), self._answers(state.done[-1])
+            confusion[target.name] = judging.confusion_of(objective, first, final, self._truth())
             results.append(result)
         summary = outcome.summary(
             self.document.metadata.name,
@@ -179,11 +181,19 @@ class _Run:
             out=str(self.options.out),
             seconds=time.monotonic() - self.started,
         )
-        confusion = judging.confusion_delta(progress, self._answers, self._open().evaluation, self.document.spec.objective)
         text = summary.model_dump_json(by_alias=True, indent=2) + "\n"
         (folder / "report.html").write_text(render(summary, records, confusion=confusion), encoding="utf-8")
         (folder / "summary.json").write_text(text, encoding="utf-8")
         return summary
+
+    def _target_result(self, state: outcome.Progress) -> TargetResult:
+        metric = self.document.spec.objective.metric
+        first, last = (
+            quality.answered(metric, judging.load_answers(self._answers(d)), self._truth())
+            for d in (state.done[0], state.done[-1])
+        )
+        drop = quality.drop(first, last, seed=self.seed)
+        return outcome.target_result(state, drop, complete=self.options.until is None)
 
     def _stages(self) -> Stages:
         return Stages(self.inputs, self.store, self._check_data, self.observe)

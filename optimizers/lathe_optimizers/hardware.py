@@ -1,0 +1,72 @@
+"""What this machine is, as far as artifacts care. Reads what the kernel tells; loads no library."""
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from lathe_api.targets import Hardware
+
+_VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
+_TOLD: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Instruction sets that decide which integer kernels run."""
+_X86: Final = frozenset({"x86_64", "amd64"})
+_ARM: Final = frozenset({"aarch64", "arm64"})
+
+
+@cache
+def _flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(f for line in lines if line.startswith(("flags", "Features")) for f in line.split(":")[1].split())
+
+
+def here() -> Hardware:
+    """The most capable CPU class of this machine."""
+    machine = platform.machine().lower()
+    if machine in _X86:
+        if _flags() & _VNNI:
+            return Hardware.X86_VNNI
+        return Hardware.X86_AVX2 if "avx2" in _flags() else Hardware.EDGE
+    return Hardware.ARM64 if machine in _ARM else Hardware.EDGE
+
+
+def host_class() -> str:
+    """CPU architecture and the instruction sets that decide speed: measurements belong to it."""
+    return "+".join((platform.machine().lower(), *(f for f in _TOLD if f in _flags())))
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is there."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def can_run(hardware: Hardware) -> tuple[bool, str]:
+    """Whether this machine can run an artifact for `hardware`, and why not."""
+    arm = platform.machine().lower() in _ARM
+    match hardware:
+        case Hardware.EDGE:
+            return True, ""
+        case Hardware.CUDA:
+            return has_gpu(), "" if has_gpu() else "Cuda needs an NVIDIA GPU, and this machine has none"
+        case Hardware.ARM64:
+            return arm, "" if arm else f"Arm64 artifacts do not run on {platform.machine()}"
+        case Hardware.X86_VNNI | Hardware.X86_AVX2:
+            return not arm, f"{hardware} artifacts do not run on {platform.machine()}" if arm else ""
+
+
+def latency_counts(hardware: Hardware) -> tuple[bool, str]:
+    """Whether a latency measured here says something about `hardware`, and why not."""
+    if hardware is Hardware.X86_VNNI and here() is not Hardware.X86_VNNI:
+        return False, "this machine lacks the VNNI instructions that X86Vnni artifacts are made for"
+    if hardware is Hardware.CUDA:
+        return False, "the latency was measured on the CPU"
+    return True, ""
+
+
+def facts() -> dict[str, str | int]:
+    """What a record tells of the machine: no name and no address."""
+    return {"class": host_class(), "cores": os.cpu_count() or 1, "system": platform.system()}

@@ -1,0 +1,108 @@
+"""Measures an artifact: answers on the evaluation set, quality, size, kernels and paired latency."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from lathe_api.data import Objective
+from lathe_api.manifest import StageMetrics
+from lathe_optimizers import quality
+from lathe_optimizers.context import Array, Dataset, batches
+from lathe_optimizers.datasets.sources import targets
+from lathe_optimizers.errors import InputError
+from lathe_optimizers.passes import onnx_files
+from lathe_optimizers.passes.kernels import count_kernels
+from lathe_optimizers.passes.latency import latency_ratio
+
+BATCH: Final = 64
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is known of an artifact."""
+
+    metrics: StageMetrics
+    answers: Array
+    """First output on the evaluation set, float32 of shape (samples, ...)."""
+
+
+def measure(
+    onnx: Path,
+    *,
+    data: Dataset,
+    objective: Objective,
+    baseline: Path | None,
+    threads: int,
+    latency_batch: int,
+    latency_seconds: float,
+    seed: int,
+) -> Measurement:
+    """Measure an ONNX file.
+
+    Args:
+        onnx: the file.
+        data: evaluation set.
+        objective: task and metric.
+        baseline: ONNX file that the latency is compared with; None for the original itself.
+        threads: for the answers; latency is always measured on one thread, so that it compares between machines.
+        latency_batch: samples per timed run.
+        latency_seconds: longest time spent on timing.
+        seed: of resampling.
+
+    Raises:
+        InputError: an answer is NaN or infinite.
+    """
+    answers = predict(onnx, data, threads=threads)
+    if not np.isfinite(answers).all():
+        row = int((~np.isfinite(answers)).reshape(len(answers), -1).any(1).argmax())
+        raise InputError(
+            "spec.data.evaluation", f"the model answers NaN or infinity to sample {row}", "Check the model's weights"
+        )
+    truth = targets(data)
+    elements, zeros = onnx_files.weight_counts(onnx)
+    latency = None
+    if baseline is not None:
+        feed = _feed(onnx, data, latency_batch)
+        latency = latency_ratio(baseline, onnx, feed, threads=1, budget_seconds=latency_seconds)
+    metrics = StageMetrics(
+        metric=objective.metric,
+        task=objective.task,
+        quality=quality.estimate(quality.answered(objective.metric, answers, truth), seed),
+        size_bytes=onnx.stat().st_size,
+        parameters=elements,
+        zeros=zeros,
+        kernels=count_kernels(onnx),
+        latency=latency,
+    )
+    return Measurement(metrics, answers)
+
+
+def predict(onnx: Path, data: Dataset, *, batch: int = BATCH, threads: int = 1) -> Array:
+    """First output for every sample, float32 of shape (samples, ...), by ONNX Runtime on the CPU.
+
+    A model of fixed batch is fed batches of its own size, the last one filled up by repeating a sample.
+    """
+    session = onnx_files.session(onnx, threads)
+    fixed = onnx_files.read_signature(onnx).inputs[0].shape[0]
+    size = fixed if fixed > 0 else batch
+    found = []
+    for inputs, _ in batches(data, size):
+        count = len(inputs[0])
+        full = [_filled(a, size) if fixed > 0 else a for a in inputs]
+        answer = session.run(None, dict(zip(data.input_names, full, strict=True)))[0]
+        found.append(np.asarray(answer, np.float32)[:count])
+    return np.concatenate(found)
+
+
+def _filled(array: Array, size: int) -> Array:
+    missing = size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def _feed(onnx: Path, data: Dataset, batch: int) -> dict[str, Array]:
+    fixed = onnx_files.read_signature(onnx).inputs[0].shape[0]
+    size = fixed if fixed > 0 else batch
+    inputs, _ = data.take(np.arange(size, dtype=np.int64) % len(data))
+    return dict(zip(data.input_names, inputs, strict=True))
