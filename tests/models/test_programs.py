@@ -164,8 +164,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from support import networks
 from lathe_optimizers.passes import onnx_files, programs
-with programs.quiet_torch():
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+import torchao.quantization.pt2e
 torch.manual_seed(0)
 program = networks.export_program(networks.encoder(), torch.rand(2, 1, 16, 16))
 out = Path(sys.argv[2])
@@ -182,7 +181,17 @@ def test_the_same_program_gives_the_same_bytes_in_every_process(tmp_path):
         out = tmp_path / seed
         out.mkdir()
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", SCRIPT, str(Path(__file__).parents[1]), str(out)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-W",
+                "ignore:invalid escape sequence",
+                "-c",
+                SCRIPT,
+                str(Path(__file__).parents[1]),
+                str(out),
+            ],
             env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
             cwd=out,
             capture_output=True,

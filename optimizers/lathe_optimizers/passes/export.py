@@ -27,7 +27,7 @@ from lathe_optimizers.passes.programs import load_program
 
 QUANTISED_TOLERANCE: Final = 5e-3
 """Quantised, as written: root mean square of the difference, relative to the range; one level is 1/255 of a range."""
-INTEGER_TOLERANCE: Final = 5e-2
+INTEGER_TOLERANCE: Final = 2e-2
 """Quantised, in integer arithmetic: likewise. Beyond, the runtime computes something else than was trained."""
 
 
