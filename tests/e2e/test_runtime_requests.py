@@ -342,3 +342,21 @@ def test_garbage_on_the_grpc_port_harms_nobody(server):
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(range(256)) * 50)
     assert infer(server, "grpc", "mlp", {"x": X}).as_numpy("y").shape == (1, 4)
+
+
+def test_damaged_requests_never_reach_an_internal_error(server):
+    random = np.random.default_rng(11)
+    for _ in range(400):
+        damaged = bytearray(GOOD)
+        for _ in range(int(random.integers(1, 6))):
+            at = int(random.integers(0, len(damaged)))
+            if random.random() < 0.5:
+                damaged[at] = int(random.integers(0, 256))
+            else:
+                del damaged[at : at + int(random.integers(1, 20))]
+        with connected(server) as connection:
+            connection.sendall(damaged)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.makefile("rb").read()
+        assert not answer.startswith(b"HTTP/1.1 5"), bytes(damaged)
+    assert good_answer(server).shape == (1, 4)

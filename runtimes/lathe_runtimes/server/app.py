@@ -109,7 +109,8 @@ def _grpc_server(limits: Limits) -> Any:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
-        ]
+        ],
+        maximum_concurrent_rpcs=limits.connections,
     )
 
 
