@@ -15,6 +15,8 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> int:
     """Replace this process; returns only when the parent is gone already."""
     parent, command = int(arguments[0]), arguments[1:]
+    # A parent that waits for these signals has them blocked, and its children inherit that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

@@ -63,6 +63,17 @@ def test_a_signal_lets_a_request_that_has_begun_be_answered(repository, number):
         assert server.process.wait(30) == 0
 
 
+def test_signals_that_the_parent_has_blocked_still_stop_the_server(repository):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        server = start_lathe(repository)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with server:
+        server.wait_ready()
+        assert server.stop(20) == 0
+
+
 @pytest.mark.parametrize("flag", ["--http-port", "--grpc-port"])
 def test_a_taken_port_is_named_with_its_flag(repository, flag):
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -5,6 +5,7 @@ Exit codes: 0 stopped as asked, 1 a model cannot be served, 2 bad input or usage
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from lathe_runtimes.server.model import available_cores
 def main(arguments: list[str] | None = None) -> int:
     """Serve a model repository until SIGTERM or SIGINT."""
     options = _options(arguments)
+    # A parent that waits for these signals has them blocked, and its children inherit that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
