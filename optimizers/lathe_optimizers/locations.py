@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import fsspec
-from lathe_api.optimizedmodel import OptimizedModel
 
 from lathe_api.data import DataSource
+from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Distill, Stage
 from lathe_optimizers import files
 from lathe_optimizers.errors import InputError

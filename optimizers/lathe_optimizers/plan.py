@@ -74,12 +74,16 @@ def select(document: OptimizedModel, names: Sequence[str]) -> tuple[Target, ...]
     return tuple(t for t in targets if not names or t.name in names)
 
 
-def nodes(stages: tuple[Stage, ...], targets: tuple[Target, ...]) -> tuple[Node, ...]:
-    """The stages to do, parents first. One node serves all targets that it is the same for."""
-    found = [Node("import", "import", IMPORT, -1, None, targets, targets[0].hardware, None, not stages)]
+def nodes(stages: tuple[Stage, ...], targets: tuple[Target, ...], *, until: str | None = None) -> tuple[Node, ...]:
+    """The stages to do, parents first, of a recipe. One node serves all targets that it is the same for.
+
+    Raises:
+        InputError: there is no stage `until`.
+    """
+    found = [Node("import", "import", IMPORT, -1, None, targets, targets[0].hardware, None, last=not stages)]
     groups = {"": targets}
     parents = {"": "import"}
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(until_list(stages, until)):
         if stage.type in HARDWARE_STAGES and "" in groups:
             kinds = dict.fromkeys(t.hardware for t in targets)
             groups = {k.value: tuple(t for t in targets if t.hardware is k) for k in kinds}

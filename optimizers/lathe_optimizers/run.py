@@ -94,7 +94,6 @@ class _Run:
         self.seed = document.spec.seed if options.seed is None else options.seed
         self.observe = observe
         self.recipe = _available(document)
-        self.stages = plan.until_list(self.recipe, options.until)
         self.targets = plan.select(document, options.targets)
         self.skipped = {t.name: why for t in self.targets for can, why in [hardware.can_run(t.hardware)] if not can}
         self.able = tuple(t for t in self.targets if t.name not in self.skipped)
@@ -107,7 +106,7 @@ class _Run:
         runfolder.check_out(options.out)
         self.store = Store(_absolute(options.store))
         self.places = locations.locate(document, self.recipe, options.base, self.store)
-        self.nodes = plan.nodes(self.stages, self.able)
+        self.nodes = plan.nodes(self.recipe, self.able, until=options.until)
         self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.host_class())
         self.revision = plan.revision_of(document, locations.digests(self.places), self.seed)
         self._data: Datasets | None = None

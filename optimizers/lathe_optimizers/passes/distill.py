@@ -64,8 +64,8 @@ def run(ctx: PassContext) -> PassOutput:
 
     student, control = unlift(start), unlift(start)
     loss, trained, also, pairs = _distillation(ctx, config, network, student)
-    _train(ctx, config, trained, loss, also, slot="train", span=(0.0, HALF))
-    _train(ctx, config, control, task_loss(ctx.objective.task), None, slot="control", span=(HALF, 1.0))
+    _train(ctx, config, trained, loss, also, slot="train", span=training.Span(0.0, HALF))
+    _train(ctx, config, control, task_loss(ctx.objective.task), None, slot="control", span=training.Span(HALF, 1.0))
     set_training(student, on=False)
     set_training(control, on=False)
 

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from lathe_api.recipe import FeaturePair
 from lathe_optimizers.errors import InputError
@@ -72,7 +73,7 @@ def choose_taps(
             for i, pair in enumerate(pairs)
         ]
     ends, own = _block_ends(teacher), _block_ends(student)
-    taps = []
+    taps: list[Tap] = []
     for number in range(1, AUTOMATIC_PAIRS + 1):
         position = number / AUTOMATIC_PAIRS
         first = _at(ends, position)
@@ -108,6 +109,7 @@ class Projections(nn.Module):
             torch.manual_seed(seed)
             self.layers = nn.ModuleList(_projection(tap) for tap in taps)
 
+    @override
     def forward(self, features: Outputs) -> Outputs:
         """The projected features."""
         return tuple(layer(f) for layer, f in zip(self.layers, features, strict=True))
@@ -119,15 +121,15 @@ def feature_loss(student: Outputs, teacher: Outputs) -> Tensor:
     for own, other in zip(student, teacher, strict=True):
         first, second = own, other
         if first.dim() == IMAGE_RANK and first.shape[2:] != second.shape[2:]:
-            size = [min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True)]
-            first, second = (functional.adaptive_avg_pool2d(f, size) for f in (first, second))
+            height, width = (min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
+            first, second = (functional.adaptive_avg_pool2d(f, (height, width)) for f in (first, second))
         losses.append(functional.mse_loss(first, second) / second.square().mean().clamp_min(1e-6))
     return torch.stack(losses).mean()
 
 
 def _find(gm: fx.GraphModule, name: str, field: str) -> fx.Node:
     features = [n for n in gm.graph.nodes if _is_feature(n)]
-    found = [n for n in features if name in {n.name, module_path(n)}]
+    found: list[fx.Node] = [n for n in features if name in {n.name, module_path(n)}]
     if not found:
         known = sorted({module_path(n) for n in features})
         raise InputError(field, f"no layer is called {name!r}", f"Write one of {', '.join(known[:40])}")

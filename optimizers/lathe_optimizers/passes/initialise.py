@@ -37,7 +37,8 @@ def initialise(gm: fx.GraphModule, seed: int) -> None:
 
 def _normalisations(gm: fx.GraphModule) -> tuple[set[str], set[str]]:
     """Names of the tensors that start at 1 (weights, variances) and at 0 (biases, means)."""
-    ones, zeros = set(), set()
+    ones: set[str] = set()
+    zeros: set[str] = set()
     for node in gm.graph.nodes:
         if node.target not in _NORMS:
             continue

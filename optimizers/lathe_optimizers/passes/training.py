@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -58,8 +58,14 @@ class FitResult:
     """Epochs that an earlier, unfinished try had done."""
 
 
-Span = tuple[float, float]
-"""The part of a stage's progress that one training takes, from and to."""
+class Span(NamedTuple):
+    """The part of a stage's progress that one training takes."""
+
+    start: float
+    end: float
+
+
+WHOLE: Final = Span(0.0, 1.0)
 
 
 def fit(
@@ -70,7 +76,7 @@ def fit(
     *,
     slot: str,
     ctx: PassContext,
-    span: Span = (0.0, 1.0),
+    span: Span = WHOLE,
     also: nn.Module | None = None,
 ) -> FitResult:
     """Train in place by AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101).
@@ -105,7 +111,7 @@ def fit(
                 name, f"the loss of step {slot} is {mean} in epoch {epoch + 1}. Lower the stage's `learningRate`"
             )
         ctx.checkpoints.save(slot, state.dump(epoch + 1))
-        fraction = span[0] + (span[1] - span[0]) * (epoch + 1) / options.epochs
+        fraction = span.start + (span.end - span.start) * (epoch + 1) / options.epochs
         ctx.report(Progress(fraction, slot, epoch=epoch + 1, epochs=options.epochs, loss=mean))
     return FitResult(options.epochs, options.epochs * state.steps, tuple(losses), done)
 
@@ -218,7 +224,7 @@ def finetune(  # noqa: PLR0913 - the fields of a recipe's training block
     schedule: Schedule = Schedule.COSINE,
     teacher_weight: float = 0.5,
     slot: str = "finetune",
-    span: Span = (0.0, 1.0),
+    span: Span = WHOLE,
 ) -> FitResult:
     """Train a changed graph in place on the labels and the original's answers; it is left in inference mode.
 
