@@ -13,7 +13,7 @@ from lathe_api.data import ModelFormat
 from lathe_api.manifest import Role
 from lathe_optimizers.context import PassOutput
 from lathe_optimizers.errors import InputError, StageError
-from lathe_optimizers.passes import export, import_model, onnx_files, parity, programs
+from lathe_optimizers.passes import export, import_model, onnx_files, parity, programs, registry
 
 pytestmark = pytest.mark.models
 
@@ -154,3 +154,8 @@ def test_differences_are_relative_to_the_range_of_the_answers(reference, other, 
 
 def test_whole_numbers_are_compared_for_equality():
     assert parity.difference((np.array([1, 2, 3, 4]),), (np.array([1, 2, 3, 9]),)) == 0.25
+
+
+@pytest.mark.parametrize("kind", [kind for kind, known in registry.PASSES.items() if known.module])
+def test_every_stage_type_of_the_table_has_a_pass(kind):
+    assert callable(registry.load(kind))

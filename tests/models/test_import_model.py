@@ -173,6 +173,16 @@ def test_a_format_that_is_not_built_is_refused_with_those_that_are(tmp_path, mlp
         import_model.run(context(tmp_path, images(), source=mlp_pt2, model_format=ModelFormat.KERAS))
 
 
+def test_a_refusal_names_the_file_as_the_document_does(tmp_path):
+    copy_in_the_store = tmp_path / "0123456789abcdef"
+    copy_in_the_store.write_bytes(b"no archive")
+
+    with pytest.raises(UnsafeFileError) as refusal:
+        import_model.run(context(tmp_path, images(), source=copy_in_the_store))
+
+    assert refusal.value.where == "model"
+
+
 @pytest.fixture
 def onnx_model(tmp_path, mlp_pt2):
     path = tmp_path / "given.onnx"

@@ -12,7 +12,7 @@ from support import archives, networks
 
 from lathe_api.manifest import ArtifactManifest, Role, Signature
 from lathe_optimizers.context import Artifact
-from lathe_optimizers.errors import InputError, StoreError
+from lathe_optimizers.errors import InputError, LatheError, StoreError
 from lathe_optimizers.passes import programs
 
 pytestmark = pytest.mark.models
@@ -48,6 +48,20 @@ def test_a_re_exported_program_answers_the_same_for_any_batch(name):
     for batch in (1, 2, 7):
         x = torch.rand(batch, 1, 16, 16)
         assert torch.equal(answers(again, x), answers(program, x))
+
+
+def test_a_re_export_that_fixes_the_batch_is_an_error():
+    class Flat(torch.nn.Module):
+        def forward(self, image):
+            return image.reshape(image.shape[0], 256)
+
+    program = networks.export_program(Flat(), torch.rand(2, 1, 16, 16))
+    graph = programs.unlift(program)
+    reshape = next(n for n in graph.graph.nodes if n.target == torch.ops.aten.reshape.default)
+    reshape.args = (reshape.args[0], [2, 256])
+
+    with pytest.raises(LatheError, match="fixed size in place of dimension 0 of input 0"):
+        programs.reexport(graph, program)
 
 
 def test_unlift_gives_a_copy_of_its_own():

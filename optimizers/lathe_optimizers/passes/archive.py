@@ -56,8 +56,12 @@ _NO_CODE: Final = "Give the exported program itself (torch.export.save), not a p
 
 
 @contextmanager
-def checked(path: Path) -> Iterator[Path]:
+def checked(path: Path, shown: str | None = None) -> Iterator[Path]:
     """A private archive with the content of `path` that was found harmless; it is removed afterwards.
+
+    Args:
+        path: the file.
+        shown: how messages call the file; its path by default.
 
     Raises:
         UnsafeFileError: the file is no `.pt2` archive, is damaged, could run code when it is loaded, or could exhaust
@@ -65,28 +69,28 @@ def checked(path: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         private = Path(folder) / "program.pt2"
-        _copy_checked(path, private)
+        _copy_checked(path, private, shown or str(path))
         yield private
 
 
-def _copy_checked(path: Path, private: Path) -> None:
+def _copy_checked(path: Path, private: Path, shown: str) -> None:
     if not path.is_file():
-        raise UnsafeFileError(str(path), "not a regular file", "Give a `.pt2` file.")
+        raise UnsafeFileError(shown, "not a regular file", "Give a `.pt2` file.")
     try:
         with path.open("rb") as f, zipfile.ZipFile(f) as source:
             size = f.seek(0, io.SEEK_END)
-            entries = _Entries(path, source, size)
+            entries = _Entries(shown, source, size)
             with PT2ArchiveWriter(str(private)) as target:
                 entries.write_to(target)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as e:
-        raise UnsafeFileError(str(path), f"not a whole `.pt2` archive ({e})", _AGAIN) from e
+        raise UnsafeFileError(shown, f"not a whole `.pt2` archive ({e})", _AGAIN) from e
 
 
 class _Entries:
     """The entries of an archive by their names below its root folder; names and sizes are checked at once."""
 
-    def __init__(self, path: Path, source: zipfile.ZipFile, size: int) -> None:
-        self.path, self.source = path, source
+    def __init__(self, shown: str, source: zipfile.ZipFile, size: int) -> None:
+        self.shown, self.source = shown, source
         found = source.infolist()
         if len(found) > _MOST_ENTRIES:
             self.refuse("", f"{len(found)} entries", f"At most {_MOST_ENTRIES} can be read.")
@@ -105,7 +109,7 @@ class _Entries:
         self._check_layout()
 
     def refuse(self, entry: str, found: str, remedy: str) -> NoReturn:
-        raise UnsafeFileError(f"{self.path}" + (f" ({entry})" if entry else ""), found, remedy)
+        raise UnsafeFileError(self.shown + (f" ({entry})" if entry else ""), found, remedy)
 
     def _check_entry(self, entry: zipfile.ZipInfo) -> None:
         name = entry.filename

@@ -94,9 +94,9 @@ def is_quantised(program: ExportedProgram) -> bool:
 
 
 def _rewrite(given: Path, path: Path, opset: int) -> None:
-    model = onnx_import.read(given)
+    model = onnx_import.read(given, str(given))
     if onnx_import.opset(model) < opset:
-        model = onnx_import.converted(model, given, opset)
+        model = onnx_import.converted(model, str(given), opset)
     onnx_files.strip(model)
     onnx_files.write(model, path)
 

@@ -64,7 +64,7 @@ def run(ctx: PassContext) -> PassOutput:
 
 def _import_program(ctx: PassContext, source: Path) -> PassOutput:
     ctx.report(Progress(0.0, "check and load"))
-    given = load_program(source)
+    given = load_program(source, ctx.model.uri)
     names = input_names(given)
     require_inputs(ctx, names)
     _check_outputs(given)

@@ -37,15 +37,15 @@ def run(ctx: PassContext, source: Path) -> PassOutput:
         StageError: the converted file answers otherwise than the given one.
     """
     ctx.report(Progress(0.0, "check"))
-    model = read(source)
+    model = read(source, ctx.model.uri)
     given = opset(model)
     ctx.report(Progress(0.3, "normalise"))
     if given < OLDEST_OPSET:
-        model = converted(model, source, OPSET)
+        model = converted(model, ctx.model.uri, OPSET)
     onnx_files.strip(model)
     path = ctx.workdir / "model.onnx"
     onnx_files.write(model, path)
-    require_runnable(path, str(source))
+    require_runnable(path, ctx.model.uri)
     signature = onnx_files.read_signature(path)
     require_inputs(ctx, [t.name for t in signature.inputs])
     for tensor in signature.inputs:
@@ -78,23 +78,23 @@ def run(ctx: PassContext, source: Path) -> PassOutput:
     )
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Parse and check an ONNX file that nobody vouches for.
+def read(path: Path, shown: str) -> onnx.ModelProto:
+    """Parse and check an ONNX file that nobody vouches for. Messages call it `shown`.
 
     Raises:
         UnsafeFileError: it refers to other files.
         InputError: it is damaged, or has operators of a library that is not here.
     """
     if path.stat().st_size > _LARGEST:
-        raise InputError(str(path), f"{path.stat().st_size} bytes", "At most 2 GB can be read from one ONNX file.")
+        raise InputError(shown, f"{path.stat().st_size} bytes", "At most 2 GB can be read from one ONNX file.")
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError as e:
-        raise InputError(str(path), "not an ONNX file", "Give a model written by onnx.save.") from e
+        raise InputError(shown, "not an ONNX file", "Give a model written by onnx.save.") from e
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise UnsafeFileError(
-                str(path),
+                shown,
                 f"the weight `{tensor.name}` refers to another file",
                 "Save the model as one file: onnx.save(onnx.load(path), path, save_as_external_data=False).",
             )
@@ -102,14 +102,14 @@ def read(path: Path) -> onnx.ModelProto:
     for node in _nodes(model):
         if node.domain not in _DOMAINS and (node.domain, node.op_type) not in local:
             raise InputError(
-                str(path),
+                shown,
                 f"the operator `{node.domain}.{node.op_type}`, which belongs to no standard library",
                 "Export the model with standard ONNX operators only.",
             )
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as e:
-        raise InputError(str(path), f"not a valid model ({_first_line(e)})", "Export the model again.") from e
+        raise InputError(shown, f"not a valid model ({_first_line(e)})", "Export the model again.") from e
     return model
 
 
@@ -132,7 +132,7 @@ def require_runnable(path: Path, where: str) -> None:
         ) from e
 
 
-def converted(model: onnx.ModelProto, source: Path, target: int) -> onnx.ModelProto:
+def converted(model: onnx.ModelProto, shown: str, target: int) -> onnx.ModelProto:
     """The same model in another operator set.
 
     Raises:
@@ -142,7 +142,7 @@ def converted(model: onnx.ModelProto, source: Path, target: int) -> onnx.ModelPr
         return version_converter.convert_version(model, target)
     except Exception as e:  # the converter raises RuntimeError and ConvertError, by operator
         raise InputError(
-            str(source),
+            shown,
             f"operator set {opset(model)} cannot be converted to {target} ({_first_line(e)})",
             f"Export the model with operator set {OLDEST_OPSET} or later.",
         ) from e

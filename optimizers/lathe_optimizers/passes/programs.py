@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from lathe_api.manifest import Role
 from lathe_optimizers.context import Artifact
-from lathe_optimizers.errors import InputError
+from lathe_optimizers.errors import InputError, LatheError
 from lathe_optimizers.files import write_file
 from lathe_optimizers.passes import archive
 from lathe_optimizers.passes.training_mode import ATEN, Switched, set_training
@@ -82,16 +83,20 @@ with quiet_torch():
 _KEPT_METADATA: Final = ("val", "nn_module_stack")
 
 
-def load_program(path: Path) -> ExportedProgram:
+def load_program(path: Path, shown: str | None = None) -> ExportedProgram:
     """The program in a `.pt2` file.
 
     The file is checked first, and what is loaded is the checked content, so that nothing in it can run code.
+
+    Args:
+        path: the file.
+        shown: how messages call the file, such as the URI that it was copied from; its path by default.
 
     Raises:
         UnsafeFileError: the file was refused before it was loaded.
         InputError: torch cannot read the file.
     """
-    with archive.checked(path) as private, quiet_torch():
+    with archive.checked(path, shown) as private, quiet_torch():
         try:
             # Not torch.export.load: it falls back to earlier layouts when this one fails.
             program: ExportedProgram = load_pt2(str(private)).exported_programs["model"]
@@ -99,7 +104,7 @@ def load_program(path: Path) -> ExportedProgram:
         except Exception as e:
             first = (str(e).splitlines() or [""])[0][:300]
             raise InputError(
-                str(path),
+                shown or str(path),
                 f"torch {torch.__version__} cannot load this program ({type(e).__name__}: {first})",
                 "Export the model again with torch.export.save and the same torch version.",
             ) from e
@@ -159,7 +164,8 @@ def dynamic_shapes(ep: ExportedProgram) -> tuple[dict[int, Any], ...]:
     """The varying dimensions of each user input, as `torch.export.export` takes them."""
     users = set(ep.graph_signature.user_inputs)
     return tuple(
-        {i: Dim.AUTO for i, size in enumerate(node.meta["val"].shape) if isinstance(size, torch.SymInt)}
+        # A symbol that turned out to have one value only is still a SymInt.
+        {i: Dim.AUTO for i, size in enumerate(node.meta["val"].shape) if not is_concrete_int(size)}
         for node in ep.graph.nodes
         if node.op == "placeholder" and node.name in users
     )
@@ -201,11 +207,22 @@ def unlift(ep: ExportedProgram) -> fx.GraphModule:
 
 
 def reexport(gm: fx.GraphModule, like: ExportedProgram) -> ExportedProgram:
-    """Export an edited graph with the example inputs and varying dimensions of `like`."""
+    """Export an edited graph with the example inputs and varying dimensions of `like`.
+
+    Raises:
+        LatheError: a dimension that varies in `like` no longer does. torch fixes it without a word.
+    """
     gm.graph.lint()
     gm.recompile()
+    wanted = dynamic_shapes(like)
     with quiet_torch():
-        return torch.export.export(gm, example_inputs(like), dynamic_shapes=dynamic_shapes(like), strict=False)
+        program = torch.export.export(gm, example_inputs(like), dynamic_shapes=wanted, strict=False)
+    found = dynamic_shapes(program)
+    lost = [(i, d) for i, dims in enumerate(wanted) for d in dims if d not in found[i]]
+    if lost:
+        where = ", ".join(f"dimension {d} of input {i}" for i, d in lost)
+        raise LatheError(f"the changed network computes with a fixed size in place of {where}")
+    return program
 
 
 def count_parameters(ep: ExportedProgram) -> int:
