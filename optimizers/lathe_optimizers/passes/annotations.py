@@ -97,6 +97,11 @@ def is_float(value: Any) -> bool:
     return isinstance(found, torch.Tensor) and found.dtype == torch.float32
 
 
+def is_gemm(node: fx.Node) -> bool:
+    """Whether a node is a linear layer on (batch, features), which is exported with its bias as one operator."""
+    return node.target is ATEN.linear.default and bool(node.meta["val"].dim() == 2)  # noqa: PLR2004 - as above
+
+
 class _Notes:
     """The rules, and what they need to know of the whole graph."""
 
@@ -140,7 +145,7 @@ class _Notes:
         data, weight, *_ = node.args
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             return None
-        gives_floats = node.target is ATEN.linear.default and not _is_gemm(node) and node not in self._feeding
+        gives_floats = node.target is ATEN.linear.default and not is_gemm(node) and node not in self._feeding
         out = None if gives_floats else self._output(node)
         return _note({data: self._specs.activation, weight: self._specs.weight}, out)
 
@@ -187,7 +192,7 @@ class _Notes:
             layer.target in WEIGHTED
             and layer.name not in self._excluded
             and len(layer.users) == 1
-            and (layer.target in CONVOLUTION or _is_gemm(layer))
+            and (layer.target in CONVOLUTION or is_gemm(layer))
         )
 
 
@@ -197,10 +202,6 @@ def _note(given: dict[Any, Any], out: Any) -> QuantizationAnnotation:
 
 def _tensors_only(node: fx.Node) -> bool:
     return all(is_float(a) for a in node.args[:2])
-
-
-def _is_gemm(node: fx.Node) -> bool:
-    return bool(node.meta["val"].dim() == 2)  # noqa: PLR2004 - batch, features
 
 
 def _gives_logits(node: fx.Node) -> bool:

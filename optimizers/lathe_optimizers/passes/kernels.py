@@ -6,6 +6,7 @@ session. The count is of the CPU provider's graph at level EXTENDED, which is th
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -79,9 +80,26 @@ def kernels_of(counted: Counter[str]) -> Kernels:
     return Kernels(int8=sum(counted[o] for o in INTEGER), float32=sum(counted[o] for o in FLOATING))
 
 
-def float_nodes(path: Path) -> tuple[str, ...]:
-    """Matrix kernels of the optimised graph that run in floating point, as `operator node-name`, in graph order."""
-    return tuple(f"{n.op_type} {n.name}" for n in _nodes(optimised(path).graph) if n.op_type in FLOATING)
+@dataclass(frozen=True)
+class FloatKernel:
+    """A matrix kernel that runs in floating point."""
+
+    operator: str
+    name: str
+    """Of the node, as the optimiser left it."""
+    result: str
+    """Of the node's first output, which fusions mostly keep."""
+    weight: str
+    """Name of the second operand."""
+
+
+def inspect(path: Path) -> tuple[Counter[str], tuple[FloatKernel, ...]]:
+    """Both at once: what `operators` counts, and the floating-point matrix kernels in graph order."""
+    nodes = list(_nodes(optimised(path).graph))
+    floats = tuple(
+        FloatKernel(n.op_type, n.name, n.output[0], (*n.input, "")[1]) for n in nodes if n.op_type in FLOATING
+    )
+    return Counter(n.op_type for n in nodes), floats
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -113,3 +113,12 @@ def observe(gm: torch.nn.Module, *, activations: bool, weights: bool, rounding: 
             of_weights = isinstance(module.activation_post_process, PerChannelWeightRange | WeightRange)
             module.enable_observer(weights if of_weights else activations)
             module.enable_fake_quant(rounding)
+
+
+def unbounded(gm: torch.nn.Module) -> str | None:
+    """Name of the first observer in a prepared graph that met NaN or infinity, if any did."""
+    for name, module in gm.named_modules():
+        found = module.activation_post_process if isinstance(module, FakeQuantize) else module
+        if isinstance(found, MinMaxObserver) and not torch.isfinite(torch.stack([found.min_val, found.max_val])).all():
+            return str(name)
+    return None

@@ -114,7 +114,8 @@ def prepare_program(
     folded = fold_batch_norm(gm)
     split_compounds(gm)
     nodes = excluded_nodes(gm, exclude, field)
-    annotations.annotate(gm, _specs(types, training=training), {n.name for n in nodes})
+    apart = _set_apart(gm, nodes)
+    annotations.annotate(gm, _specs(types, training=training), {n.name for n in (*nodes, *apart)})
     with quiet_torch():
         # Not prepare_pt2e nor prepare_qat_pt2e: they would fold BatchNorm once more, by pattern and with default eps.
         prepared = prepare(gm, {}, is_qat=training)
@@ -122,10 +123,18 @@ def prepare_program(
     return Prepared(prepared, ep, folded, layers)
 
 
-def observe_samples(prepared: Prepared, feed: Iterable[Sequence[Tensor]]) -> int:
+def observe_samples(prepared: Prepared, feed: Iterable[Sequence[Tensor]], field: str = "feed") -> int:
     """Let the observers see samples, without rounding them; returns how many there were.
 
     Memory does not grow with the number of samples: an observer keeps the extremes only.
+
+    Args:
+        prepared: the graph.
+        feed: inputs in the program's order, batch by batch.
+        field: where the samples come from, for messages.
+
+    Raises:
+        InputError: there are no samples, or a layer answers NaN or infinity to one.
     """
     observers.observe(prepared.gm, activations=True, weights=True, rounding=False)
     seen = 0
@@ -133,6 +142,18 @@ def observe_samples(prepared: Prepared, feed: Iterable[Sequence[Tensor]]) -> int
         for inputs in feed:
             prepared.gm(*inputs)
             seen += len(inputs[0])
+    if not seen:
+        raise InputError(
+            field, "no samples", "Give samples like those that the model will meet; 100 to 500 are enough."
+        )
+    bad = observers.unbounded(prepared.gm)
+    if bad:
+        node = next(n for n in prepared.gm.graph.nodes if n.op == "call_module" and n.target == bad)
+        raise InputError(
+            field,
+            f"samples to which layer {module_path(node.args[0])} answers NaN or infinity",
+            "Remove them, or exclude the layer.",
+        )
     return seen
 
 
@@ -178,6 +199,25 @@ def excluded_nodes(gm: fx.GraphModule, exclude: Sequence[str], field: str) -> li
             )
         found += [n for n in matching if n not in found]
     return found
+
+
+def _set_apart(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Follow each excluded layer by a LeakyReLU of slope 1, which changes nothing; returns these nodes.
+
+    ONNX Runtime rounds the weights of any convolution or Gemm that it finds between a dequantise and a quantise step,
+    excluded or not; the LeakyReLU keeps the quantise step of the next layer out of its sight.
+    """
+    made = []
+    for node in nodes:
+        if node.target in annotations.CONVOLUTION or annotations.is_gemm(node):
+            with gm.graph.inserting_after(node):
+                apart = gm.graph.call_function(ATEN.leaky_relu.default, (node, 1.0))
+            apart.meta = dict(node.meta)
+            for user in [u for u in node.users if u is not apart]:
+                user.replace_input_with(node, apart)
+            made.append(apart)
+    gm.recompile()
+    return made
 
 
 def _named(node: fx.Node, name: str) -> bool:

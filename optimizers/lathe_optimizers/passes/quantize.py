@@ -1,0 +1,244 @@
+"""Quantize: integers instead of floating-point numbers.
+
+Static measures activation ranges on calibration samples; QuantizationAware trains on with rounding in place and lets
+the weights adapt (Jacob et al. 2017, arXiv:1712.05877). Both fold BatchNorm first, and both are proven on the graph
+that ONNX Runtime runs: kernels that stayed in floating point are counted and named.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from lathe_api.manifest import Kernels, Role
+from lathe_api.recipe import CalibrationMethod, Quantize, QuantizeMethod, Schedule
+from lathe_optimizers.context import Array, Artifact, Dataset, PassContext, PassOutput, Progress
+from lathe_optimizers.errors import InputError
+from lathe_optimizers.passes import kernels, onnx_files, onnx_import, parity, quantize_onnx, training
+from lathe_optimizers.passes import ort_quantizer as quantizer
+from lathe_optimizers.passes.compaction import compact
+from lathe_optimizers.passes.export import is_quantised
+from lathe_optimizers.passes.programs import (
+    dynamic_shapes,
+    example_inputs,
+    load_program,
+    module_path,
+    require_program,
+    save_program,
+)
+
+OPSET: Final = 20
+"""Of the ONNX form of an unfinished program."""
+BATCH: Final = 32
+"""Calibration samples at once; keeps memory constant."""
+WEIGHT_DECAY: Final = 0.0
+"""Training with rounding is short and starts from trained weights: nothing is gained by pulling them to zero."""
+TRAINING: Final = 0.1
+CONVERTING: Final = 0.9
+"""Progress at which training starts, and conversion."""
+_AVAILABLE: Final = (QuantizeMethod.STATIC, QuantizeMethod.QUANTIZATION_AWARE)
+
+
+def run(ctx: PassContext) -> PassOutput:
+    """Quantise `ctx.input` to int8 for `ctx.hardware`.
+
+    A program stays a program (with quantise and dequantise steps) and can be exported; a model given as ONNX is
+    quantised by ONNX Runtime's tool. What was exported before stays exported. The same input gives the same bytes.
+
+    Raises:
+        InputError: the method, calibration or hardware is not available, there are no calibration samples, a name in
+            `exclude` matches nothing, or the model is quantised already.
+    """
+    if ctx.stage is None or not isinstance(ctx.stage.config, Quantize) or ctx.input is None:
+        raise TypeError("Quantize needs a Quantize stage and the result of a stage before it")
+    config = ctx.stage.config
+    where = f"stage {ctx.stage.name}: quantize"
+    _require_available(config, where)
+    types = quantizer.types_for(ctx.hardware)
+    if config.method is QuantizeMethod.QUANTIZATION_AWARE:
+        require_program(ctx.input, f"{where}.method")
+    way = _quantise_program if Role.PROGRAM in ctx.input.files else _quantise_file
+    return way(ctx, ctx.input, config, types, where)
+
+
+def _require_available(config: Quantize, where: str) -> None:
+    if config.method not in _AVAILABLE:
+        raise InputError(
+            f"{where}.method",
+            f"{config.method} is not available in this version",
+            f"Available: {', '.join(_AVAILABLE)}.",
+        )
+    if config.method is QuantizeMethod.STATIC and config.calibration is not CalibrationMethod.MIN_MAX:
+        raise InputError(
+            f"{where}.calibration",
+            f"{config.calibration} is not available in this version",
+            f"Available: {CalibrationMethod.MIN_MAX}.",
+        )
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A quantised model, before it is inspected."""
+
+    program: Path | None
+    onnx: Path
+    excluded: tuple[str, ...]
+    """Matrix operators that stay in floating point because the document says so."""
+    layers: Mapping[str, str]
+    """Module paths by the names of values."""
+    details: Mapping[str, JsonValue]
+
+
+def _quantise_program(
+    ctx: PassContext, given: Artifact, config: Quantize, types: quantizer.IntegerTypes, where: str
+) -> PassOutput:
+    float_program = load_program(given.files[Role.PROGRAM])
+    if is_quantised(float_program):
+        raise InputError(where, "a program that is quantised already", "Remove the stage.")
+    aware = config.method is QuantizeMethod.QUANTIZATION_AWARE
+    samples, size = _calibration(ctx), _batch_size(float_program)
+    ctx.report(Progress(0.0, "calibrate"))
+    prepared = quantizer.prepare_program(
+        float_program, types, training=aware, exclude=config.exclude, field=f"{where}.exclude"
+    )
+    quantizer.observe_samples(prepared, _tensors(samples, size), field="spec.data.calibration")
+    details: dict[str, JsonValue] = {"calibrationSamples": len(samples), "batchNormFolded": prepared.folded}
+    probe = parity.probe(samples)
+    rounded = None
+    if aware:
+        details |= _train(ctx, config, prepared)
+        rounded = parity.program_answers(prepared.gm, probe, size)
+    ctx.report(Progress(CONVERTING, "convert"))
+    program = quantizer.convert(prepared)
+    if rounded is not None:
+        details["trainedAgainstConverted"] = parity.difference(rounded, parity.program_answers(program, probe, size))
+    program_path, onnx_path = ctx.workdir / "quantized.pt2", ctx.workdir / "quantized.onnx"
+    save_program(program, program_path)
+    onnx_files.to_onnx(
+        program,
+        onnx_path,
+        opset=_opset(given),
+        input_names=[t.name for t in given.manifest.signature.inputs],
+        output_names=[t.name for t in given.manifest.signature.outputs],
+    )
+    layers = {n.name: module_path(n) for n in program.graph_module.graph.nodes if n.op == "call_function"}
+    result = _Result(program_path, onnx_path, prepared.excluded, layers, details)
+    return _inspected(ctx, given, result, parity.program_answers(float_program, probe, size), probe)
+
+
+def _train(ctx: PassContext, config: Quantize, prepared: quantizer.Prepared) -> dict[str, JsonValue]:
+    quantizer.start_training(prepared)
+    fitted = training.finetune(
+        prepared.gm,
+        ctx,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=float(config.learning_rate),
+        weight_decay=WEIGHT_DECAY,
+        schedule=Schedule.COSINE,
+        teacher_weight=float(config.teacher_weight),
+        slot="quantize",
+        span=training.Span(TRAINING, CONVERTING),
+    )
+    quantizer.freeze_ranges(prepared, example_inputs(prepared.like))
+    return {"epochs": config.epochs, "losses": list(fitted.losses)}
+
+
+def _quantise_file(
+    ctx: PassContext, given: Artifact, config: Quantize, types: quantizer.IntegerTypes, where: str
+) -> PassOutput:
+    source, path = given.files[Role.ONNX], ctx.workdir / "quantized.onnx"
+    samples = _calibration(ctx)
+    ctx.report(Progress(0.0, "calibrate"))
+    excluded = quantize_onnx.quantize_file(
+        source, path, types, _arrays(samples, BATCH), exclude=config.exclude, field=f"{where}.exclude"
+    )
+    ctx.report(Progress(CONVERTING, "compare"))
+    probe = parity.probe(samples)
+    result = _Result(None, path, excluded, {}, {"calibrationSamples": len(samples)})
+    return _inspected(ctx, given, result, parity.onnx_answers(source, probe, threads=ctx.threads), probe)
+
+
+def _inspected(
+    ctx: PassContext, given: Artifact, result: _Result, reference: parity.Answers, probe: Sequence[Array]
+) -> PassOutput:
+    """Count what ONNX Runtime runs in integers, and say what it does not."""
+    counted, floats = kernels.inspect(result.onnx)
+    model = onnx.load(result.onnx)
+    compact(model)
+    onnx_files.write(model, result.onnx)
+    answers = parity.onnx_answers(result.onnx, probe, threads=ctx.threads)
+    left = tuple(f"{f.operator} {_layer(f, result.layers)}" for f in floats)
+    config = ctx.stage.config if ctx.stage is not None else None
+    return PassOutput(
+        program=result.program,
+        onnx=result.onnx,
+        exported=given.manifest.exported,
+        details={
+            **result.details,
+            "method": config.method.value if isinstance(config, Quantize) else "",
+            "hardware": ctx.hardware.value,
+            "operators": dict(sorted(counted.items())),
+            "floatKernels": list(left),
+            "excluded": list(result.excluded),
+            "typicalDifference": parity.typical_difference(reference, answers),
+        },
+        warnings=_warnings(kernels.kernels_of(counted), left, len(result.excluded)),
+    )
+
+
+def _layer(kernel: kernels.FloatKernel, layers: Mapping[str, str]) -> str:
+    """The name that people know a kernel by; the exporter decomposes some layers, but keeps the names of weights."""
+    if kernel.result in layers:
+        return layers[kernel.result]
+    return kernel.weight.removesuffix(".weight") if kernel.weight.endswith(".weight") else kernel.name
+
+
+def _warnings(counted: Kernels, left: Sequence[str], excluded: int) -> tuple[str, ...]:
+    total = counted.int8 + counted.float32
+    if not counted.int8:
+        return (f"None of {total} matrix kernels runs in integers, so that nothing got faster.",)
+    if len(left) <= excluded:
+        return ()
+    told = f"{len(left)} of {total} matrix kernels still run in floating point ({excluded} excluded by the document)"
+    return (f"{told}: {', '.join(left)}.",)
+
+
+def _calibration(ctx: PassContext) -> Dataset:
+    samples = ctx.data.calibration if ctx.data.calibration is not None else ctx.data.train
+    if samples is None or not len(samples):
+        raise InputError(
+            "spec.data.calibration",
+            "no samples",
+            "Give samples like those that the model will meet (100 to 500 are enough), or a training set.",
+        )
+    return samples
+
+
+def _batch_size(program: ExportedProgram) -> int:
+    """Samples at once: `BATCH`, or what a program takes whose batch does not vary."""
+    varying = all(0 in dims for dims in dynamic_shapes(program))
+    return BATCH if varying else len(example_inputs(program)[0])
+
+
+def _arrays(samples: Dataset, size: int) -> Iterator[tuple[Array, ...]]:
+    """All samples, `size` at a time; the last batch is filled up by repetition, which moves no extreme."""
+    for start in range(0, len(samples), size):
+        yield samples.take(np.arange(start, start + size, dtype=np.int64).clip(max=len(samples) - 1))[0]
+
+
+def _tensors(samples: Dataset, size: int) -> Iterator[tuple[Tensor, ...]]:
+    for inputs in _arrays(samples, size):
+        yield tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)
+
+
+def _opset(given: Artifact) -> int:
+    """Of the exported file that is replaced; for an unfinished program the exporter's."""
+    return onnx_import.opset(onnx.load(given.files[Role.ONNX])) if given.manifest.exported else OPSET
