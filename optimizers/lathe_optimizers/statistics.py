@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-RESAMPLES: Final = 4000
-"""Bootstrap replicates: enough for the 0.5 % and 99.5 % quantiles to move by less than a tenth of the interval."""
+RESAMPLES: Final = 2000
+"""Bootstrap replicates: the 2.5 % and 97.5 % quantiles then move by a few hundredths of the interval between seeds."""
 CHUNK_BYTES: Final = 1 << 26
 
 Combine = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
@@ -103,11 +103,12 @@ def bootstrap_quantiles(
     means = []
     for start in range(0, RESAMPLES, step):
         count = min(step, RESAMPLES - start)
-        # Multinomial weights are the resampled counts: one matrix product instead of a gather per replicate.
-        weights = rng.multinomial(samples, np.full(samples, 1 / samples), size=count).astype(np.float64)
+        drawn = rng.integers(0, samples, size=(count, samples), dtype=np.int32)
+        # How often each pair was drawn: one matrix product instead of a gather per contribution.
+        weights = np.stack([np.bincount(row, minlength=samples) for row in drawn]).astype(np.float64)
         means.append(weights @ stacked / samples)
-    drawn = np.concatenate(means)
-    values = combine(drawn[:, :columns], drawn[:, columns:])
+    replicates = np.concatenate(means)
+    values = combine(replicates[:, :columns], replicates[:, columns:])
     return tuple(float(q) for q in np.quantile(values, probabilities))
 
 
