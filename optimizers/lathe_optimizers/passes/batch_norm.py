@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from lathe_optimizers.context import Dataset
 from lathe_optimizers.passes.channel_rules_base import tensor_at
 from lathe_optimizers.passes.programs import dynamic_shapes, example_inputs
+from lathe_optimizers.passes.teacher import tensors
 from lathe_optimizers.passes.training_mode import ATEN, set_training
 
 SAMPLES: Final = 2048
@@ -68,7 +69,7 @@ def _pooled(
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     with torch.no_grad():
         for batch in batches:
-            gm(*_inputs(data, batch))
+            gm(*tensors(data, batch)[0])
             share = len(batch) / total
             for path, var_path in buffers.items():
                 mean = tensor_at(gm, path).double()
@@ -90,7 +91,3 @@ def _batches(like: ExportedProgram, count: int, samples: int) -> list[NDArray[np
     least = min(size // 2, max(len(order), 2)) if varying else size
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     return [part for part in parts if len(part) >= least]
-
-
-def _inputs(data: Dataset, indices: NDArray[np.int64]) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in data.take(indices)[0])

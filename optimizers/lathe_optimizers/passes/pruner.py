@@ -1,29 +1,25 @@
 """Structured pruning of an exported program: choose channels, cut, re-export, and prove that the cut is right."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from pydantic import JsonValue
-from torch import Tensor, fx
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from lathe_api.recipe import PruneScope
 from lathe_optimizers.errors import LatheError
 from lathe_optimizers.passes.atoms import Group
 from lathe_optimizers.passes.channel_choice import Choice, ParameterCount, choose_share, choose_width
-from lathe_optimizers.passes.channel_rules_base import tensor_at
 from lathe_optimizers.passes.channel_rules_layers import KERNEL
 from lathe_optimizers.passes.channels import ChannelGraph
+from lathe_optimizers.passes.cut_proof import cut_error, masked_error, tolerance
 from lathe_optimizers.passes.programs import example_inputs, reexport, unlift
-from lathe_optimizers.passes.training_mode import set_training
 
-TOLERANCE = 1e-4
-"""Largest allowed difference between a cut network and the full one with the same weights zeroed, relative to the
-largest answer. Measured on float32 networks: about 1e-6."""
 NORMALIZED = "LayerNorm takes its statistics over these channels"
+UNPROVED = "cutting them changes the answers otherwise than zeroing them"
+
+Choose = Callable[[ChannelGraph, Sequence[Group]], Choice]
 
 
 class CutError(LatheError):
@@ -57,8 +53,8 @@ class PruneReport:
     reached: bool
     """Whether the target was met."""
     slice_error: float | None
-    """Largest difference to the full network with the same weights zeroed, relative to the largest answer; None if
-    nothing was compared, as only normalised channels were cut."""
+    """Largest difference to the full network with the same weights zeroed, relative to the largest answer; of channels
+    that LayerNorm does not normalise, and None if there were no such."""
 
     @property
     def removed_share(self) -> float:
@@ -112,9 +108,11 @@ def prune_program(
     Raises:
         CutError: the cut network answers wrongly.
     """
-    graph = ChannelGraph(unlift(ep))
-    choice = choose_share(graph, _open(graph, normalized=normalized), share, scope, round_to, max_cut)
-    return _cut(ep, graph, choice, samples)
+
+    def choose(graph: ChannelGraph, groups: Sequence[Group]) -> Choice:
+        return choose_share(graph, groups, share, scope, round_to, max_cut)
+
+    return _cut(ep, choose, samples, normalized=normalized)
 
 
 def narrow_program(
@@ -142,95 +140,68 @@ def narrow_program(
     Raises:
         CutError: the cut network answers wrongly.
     """
-    graph = ChannelGraph(unlift(ep))
-    choice = choose_width(graph, _open(graph, normalized=normalized), width, round_to)
-    return _cut(ep, graph, choice, samples)
 
+    def choose(graph: ChannelGraph, groups: Sequence[Group]) -> Choice:
+        return choose_width(graph, groups, width, round_to)
 
-def _open(graph: ChannelGraph, *, normalized: bool) -> list[Group]:
-    """Groups that may be cut."""
-    return [g for g in graph.groups if g.frozen is None and (normalized or not g.normalized)]
+    return _cut(ep, choose, samples, normalized=normalized)
 
 
 def _cut(
-    ep: ExportedProgram, graph: ChannelGraph, choice: Choice, samples: tuple[Tensor, ...] | None
+    ep: ExportedProgram, choose: Choose, samples: tuple[Tensor, ...] | None, *, normalized: bool
 ) -> tuple[ExportedProgram, PruneReport]:
+    graph = ChannelGraph(unlift(ep))
+    inputs = samples if samples is not None else example_inputs(ep)
+    groups = [g for g in graph.groups if g.frozen is None and (normalized or not g.normalized)]
+    choice = choose(graph, groups)
+    unproved: list[Group] = []
+    if cut_error(ep, _exact(choice, choice.groups), inputs) > tolerance(ep):
+        # Two activations are multiplied, a channel is divided by, ...: leave those alone, and cut the rest.
+        unproved = [g for g in groups if cut_error(ep, _exact(choice, [g]), inputs) > tolerance(ep)]
+        choice = choose(graph, [g for g in groups if g not in unproved])
+    exact = _exact(choice, choice.groups)
     parameters = ParameterCount(graph)
     before, after = parameters(()), parameters(choice.removed)
-    gone = set(choice.removed)
-    normalized = {int(c) for g in choice.groups if g.normalized for c in g.channels}
-    exact = [c for c in choice.removed if c not in normalized]
-    inputs = samples if samples is not None else example_inputs(ep)
-    masked = _masked_answers(ep, graph, exact, inputs) if exact else None
-    error: float | None = 0.0 if not gone else None
-    if masked is not None and len(exact) < len(gone):
-        # What LayerNorm sees changes with the rest: prove the exact part on a copy of its own.
-        partial = ChannelGraph(unlift(ep))
-        partial.remove(exact)
-        error = _difference(masked, partial.gm, inputs)
     graph.remove(choice.removed)
     smaller = reexport(graph.gm, ep)
-    if masked is not None and len(exact) == len(gone):
-        error = _difference(masked, unlift(smaller), inputs)
-    if error is not None and not error <= TOLERANCE:
+    if len(exact) == len(choice.removed):
+        error = masked_error(ep, exact, smaller, inputs)
+    else:
+        # What LayerNorm sees changes with its width: prove the rest without.
+        error = cut_error(ep, exact, inputs)
+    if not error <= tolerance(ep):
         raise CutError(
-            f"pruning is not possible for this model: cutting channels out changes its answers by {error:.1e} of their "
-            f"range against zeroing the same weights (allowed: {TOLERANCE:.0e}). Leave this stage out, and report the "
-            "model's operators, as a rule for one of them must be wrong"
+            f"this model cannot be pruned: cutting channels out changes its answers by {error:.1e} of their range "
+            f"beside zeroing the same weights (allowed: {tolerance(ep):.0e}). Leave the stage out, and report the "
+            "model's operators, as a rule for one of them is wrong"
         )
+    gone = set(choice.removed)
     report = PruneReport(
         groups=tuple(
             GroupCut(g.name, sum(c not in gone for c in g.channels.tolist()), len(g.channels), step)
             for g, step in zip(choice.groups, choice.multiples, strict=True)
         ),
-        refused=_refused(graph.groups, choice.groups),
+        refused=_refused(graph.groups, choice.groups, unproved),
         blocked=graph.blocked,
         parameters_before=before,
         parameters_after=after,
         reached=choice.reached,
-        slice_error=error,
+        slice_error=error if exact or not gone else None,
     )
     return smaller, report
 
 
-def _refused(groups: Sequence[Group], chosen: Sequence[Group]) -> dict[str, int]:
+def _exact(choice: Choice, groups: Sequence[Group]) -> list[int]:
+    """Removed channels of these groups, of which zeroing is the same as cutting: LayerNorm does not see them."""
+    open_to = {c for g in groups if not g.normalized for c in g.channels.tolist()}
+    return [c for c in choice.removed if c in open_to]
+
+
+def _refused(groups: Sequence[Group], chosen: Sequence[Group], unproved: Sequence[Group]) -> dict[str, int]:
     refused: dict[str, int] = {}
     for g in groups:
-        why = g.frozen or (NORMALIZED if g not in chosen else None)
-        if why is not None and why != KERNEL:
-            refused[why] = refused.get(why, 0) + len(g.channels)
+        if g.frozen == KERNEL or g in chosen:
+            continue
+        why = g.frozen or (f"{UNPROVED} ({g.name})" if g in unproved else NORMALIZED)
+        refused[why] = refused.get(why, 0) + len(g.channels)
     return refused
-
-
-def _masked_answers(
-    ep: ExportedProgram, graph: ChannelGraph, removed: Sequence[int], inputs: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """Answers of the full network with the weights of the removed channels zeroed."""
-    gone = graph.mask(removed)
-    full = unlift(ep)
-    with torch.no_grad():
-        for weight in graph.weights:
-            for d, roots in enumerate(weight.roots):
-                tensor_at(full, weight.path).index_fill_(d, torch.from_numpy(np.flatnonzero(gone[roots])), 0)
-    return _answers(full, inputs)
-
-
-def _answers(gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    set_training(gm, on=False)
-    with torch.no_grad():
-        out = gm(*inputs)
-    return [t.double() for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
-
-
-def _difference(expected: Sequence[Tensor], gm: fx.GraphModule, inputs: tuple[Tensor, ...]) -> float:
-    """Largest difference over all outputs, each relative to its largest magnitude; infinite if a shape differs."""
-    found = _answers(gm, inputs)
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if a.shape != b.shape:
-            return math.inf
-        if a.numel():
-            scale = max(float(a.abs().max()), 1e-6)
-            error = float((a - b).abs().max()) / scale
-            worst = max(worst, error) if math.isfinite(error) else math.inf
-    return worst
