@@ -9,7 +9,7 @@ from typing import Any, Final
 import onnx
 from onnx import defs, helper
 
-from lathe_optimizers.passes import onnx_files
+from lathe_optimizers.passes import onnx_parts
 
 _ONES: Final = {"Conv": ("strides", "dilations"), "MaxPool": ("strides", "dilations"), "AveragePool": ("strides",)}
 """Attributes that are all ones when absent, which the operators' schemas say in words only."""
@@ -28,7 +28,7 @@ def compact(model: onnx.ModelProto) -> None:
     _shorten(graph)
     scalars = {w.name for w in graph.initializer if not w.dims}
     part: Any
-    for part in onnx_files.parts(model):
+    for part in onnx_parts.parts(model):
         if isinstance(part, onnx.NodeProto):
             if part.output and part.name == f"node_{part.output[0]}":
                 part.ClearField("name")

@@ -23,6 +23,7 @@ from lathe_api.recipe import Export, Portability
 from lathe_optimizers.context import Array, PassContext, PassOutput, Progress
 from lathe_optimizers.errors import InputError, StageError
 from lathe_optimizers.passes import onnx_files, onnx_import, parity
+from lathe_optimizers.passes.compaction import compact
 from lathe_optimizers.passes.programs import load_program
 
 QUANTISED_TOLERANCE: Final = 5e-3
@@ -98,6 +99,7 @@ def _rewrite(given: Path, path: Path, opset: int) -> None:
     if onnx_import.opset(model) < opset:
         model = onnx_import.converted(model, str(given), opset)
     onnx_files.strip(model)
+    compact(model)
     onnx_files.write(model, path)
 
 

@@ -1,8 +1,8 @@
 """ONNX files: written from programs, stripped of their author's paths, read back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -14,7 +14,11 @@ from torch.export import ExportedProgram
 from lathe_api.manifest import Signature, TensorSpec
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.files import write_file
+from lathe_optimizers.passes.compaction import compact
+from lathe_optimizers.passes.onnx_parts import parts, strip
 from lathe_optimizers.passes.programs import quiet_torch
+
+__all__ = ["output_names", "parts", "read_signature", "session", "strip", "to_onnx", "weight_counts", "write"]
 
 _DATATYPES: Final[dict[int, str]] = {
     onnx.TensorProto.FLOAT: "FP32",
@@ -48,7 +52,7 @@ def to_onnx(
     input_names: Sequence[str],
     output_names: Sequence[str] | None = None,
 ) -> None:
-    """Write `ep` as one self-contained ONNX file, without the exporter's notes on source code.
+    """Write `ep` as one self-contained ONNX file, without notes on source code and what runtimes derive themselves.
 
     Dimensions that vary in the program vary in the file. The same program gives the same bytes in every process.
 
@@ -73,6 +77,7 @@ def to_onnx(
     assert written is not None  # noqa: S101 - narrows torch's annotation: dynamo exports return a program
     model = written.model_proto
     strip(model)
+    compact(model)
     write(model, path)
 
 
@@ -87,52 +92,6 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         StoreError: no space or no permission.
     """
     write_file(path, model.SerializeToString(deterministic=True))
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Remove, in place, everything that no runtime reads: metadata, notes and the exporter's source paths."""
-    model.doc_string = ""
-    model.producer_name, model.producer_version = "lathe", ""
-    del model.training_info[:]
-    for part in parts(model):
-        if "metadata_props" in part.DESCRIPTOR.fields_by_name:
-            del part.metadata_props[:]
-        if "doc_string" in part.DESCRIPTOR.fields_by_name:
-            part.ClearField("doc_string")
-
-
-def parts(model: onnx.ModelProto) -> Iterator[Any]:
-    """The model and every message within it that can carry notes."""
-    yield model
-    for function in model.functions:
-        yield function
-        yield from function.value_info
-        for node in function.node:
-            yield from _node_parts(node)
-    yield from _graph_parts(model.graph)
-
-
-def _graph_parts(graph: onnx.GraphProto) -> Iterator[Any]:
-    yield graph
-    for group in (graph.input, graph.output, graph.value_info, graph.initializer):
-        yield from group
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        yield from _node_parts(node)
-
-
-def _node_parts(node: onnx.NodeProto) -> Iterator[Any]:
-    yield node
-    for attribute in node.attribute:
-        yield attribute
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        if attribute.HasField("g"):
-            yield from _graph_parts(attribute.g)
-        for graph in attribute.graphs:
-            yield from _graph_parts(graph)
 
 
 def read_signature(path: Path) -> Signature:
