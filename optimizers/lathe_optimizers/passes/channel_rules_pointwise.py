@@ -7,11 +7,12 @@ from torch import fx
 from lathe_optimizers.passes.channel_rules_base import Args, Flow, Rule, Value, op_name
 
 _ELEMENTWISE: Final = (
-    *("abs", "add", "add_", "alias", "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "detach", "div", "div_"),
-    *("dropout", "dropout_", "elu", "erf", "exp", "feature_dropout", "gelu", "hardsigmoid", "hardswish", "hardswish_"),
-    *("hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "log", "masked_fill", "maximum", "minimum", "mish", "mul"),
-    *("mul_", "neg", "pow", "relu", "relu6", "relu_", "rsqrt", "sigmoid", "silu", "silu_", "softplus", "sqrt"),
-    *("square", "sub", "tanh", "to", "_to_copy", "where"),
+    *("abs", "add", "add_", "alias", "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "cos", "detach", "div"),
+    *("div_", "dropout", "dropout_", "elu", "eq", "erf", "exp", "expm1", "feature_dropout", "ge", "gelu", "gt"),
+    *("hardsigmoid", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "le", "leaky_relu", "leaky_relu_", "log"),
+    *("log1p", "logical_and", "logical_not", "logical_or", "lt", "masked_fill", "maximum", "minimum", "mish", "mul"),
+    *("mul_", "ne", "neg", "pow", "reciprocal", "relu", "relu6", "relu_", "rsqrt", "rsub", "sigmoid", "sign", "silu"),
+    *("silu_", "sin", "softplus", "sqrt", "square", "sub", "sub_", "tanh", "to", "_to_copy", "where"),
 )
 _POOLS: Final = (
     *("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
