@@ -1,10 +1,12 @@
 """How much faster one model is than another, measured so that a busy machine does not decide.
 
-Both sessions are open and warm; runs alternate (A B B A) so that a slow spell hits both; the ratio is taken per round
-and its median reported with a distribution-free interval. In the same rounds the baseline runs against itself: what
-that ratio differs from 1 by is the noise floor. A sequential before/after can be wrong by a factor of several.
+Both sessions are open and warm; runs alternate (A B B A, then B A A B) so that a slow spell or a slow place in the
+round hits both; the ratio is taken per round and its median reported with a distribution-free interval. In the same
+rounds the baseline runs against itself: what that ratio differs from 1 by is the noise floor. A timing is the best of
+a few, since other processes can only add to it. A sequential before/after can be wrong by a factor of several.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +22,12 @@ from lathe_optimizers.context import Array
 CONFIDENCE: Final = 0.95
 TIGHT: Final = 0.02
 """Half the interval, relative to the median, at which measuring ends."""
-MIN_ROUNDS: Final = 15
+MIN_ROUNDS: Final = 30
 MAX_ROUNDS: Final = 400
-MIN_TIMING_SECONDS: Final = 2e-3
+MIN_TIMING_SECONDS: Final = 1e-3
 """A timing repeats its runs for at least this long: the clock and the call cost microseconds."""
+BEST_OF: Final = 3
+"""Timings of which the best counts."""
 WARM_UP_RUNS: Final = 3
 
 
@@ -54,9 +58,12 @@ def latency_ratio(
     noises: list[float] = []
     bases: list[float] = []
     while len(ratios) < max_rounds:
-        a, b, c, d = first.time(), second.time(), second.time(), first.time()
-        # The baseline against itself: its first timing of this round against its second.
-        noises.append(a / d if len(ratios) % 2 else d / a)
+        if len(ratios) % 2:
+            a, b, c, d = first.time(), second.time(), second.time(), first.time()
+        else:
+            b, a, d, c = second.time(), first.time(), first.time(), second.time()
+        # Swapped by turns, so that neither place in the round counts as the numerator.
+        noises.append(a / d if len(noises) % 4 < 2 else d / a)  # noqa: PLR2004 - both orders, both ways
         ratios.append((a + d) / (b + c))
         bases.append((a + d) / 2)
         if len(ratios) >= min_rounds and (time.perf_counter() > deadline or _tight(ratios)):
@@ -98,9 +105,12 @@ class _Timed:
         self.repeats = max(1, round(MIN_TIMING_SECONDS / single))
 
     def time(self) -> float:
-        """Seconds per run, over one timing."""
+        """Seconds per run, best of a few timings."""
         run, feed = self.session.run, self.feed
-        start = time.perf_counter()
-        for _ in range(self.repeats):
-            run(None, feed)
-        return (time.perf_counter() - start) / self.repeats
+        best = math.inf
+        for _ in range(BEST_OF):
+            start = time.perf_counter()
+            for _ in range(self.repeats):
+                run(None, feed)
+            best = min(best, time.perf_counter() - start)
+        return best / self.repeats
