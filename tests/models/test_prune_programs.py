@@ -207,6 +207,18 @@ def test_the_smallest_hidden_units_go_and_the_rest_keeps_its_weights():
     torch.testing.assert_close(state["3.bias"], second.bias)
 
 
+def test_an_export_in_training_mode_is_pruned_as_one_in_inference_mode():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 64, dropout=0.5, batch_first=True)
+    network = networks.ImageNetwork(nn.Flatten(1, 2), layer, nn.Linear(16, 10))
+    programs = [networks.export_program(network, IMAGES[:2], training=training) for training in (False, True)]
+
+    reports = [prune_program(p, 0.3)[1] for p in programs]
+
+    assert [g.kept for g in reports[0].groups] == [g.kept for g in reports[1].groups]
+    assert all(r.reached and r.slice_error < 1e-5 for r in reports)
+
+
 def test_uniform_scope_cuts_the_same_share_of_every_group():
     _, report = prune_program(program(networks.residual_cnn), 0.5, scope=PruneScope.UNIFORM, round_to=1)
 

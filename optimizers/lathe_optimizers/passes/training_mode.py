@@ -13,6 +13,8 @@ ATEN: Final = torch.ops.aten
 _NORM_OF_DECOMPOSED: Final = ATEN._native_batch_norm_legit_no_training.default  # noqa: SLF001 - an operator's name
 _UNSUPPORTED_TRAINING: Final = (ATEN._native_batch_norm_legit_functional.default, ATEN.native_dropout.default)  # noqa: SLF001
 _DROPOUT: Final = (ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default)
+_PROBABILITY: Final = 4
+"""Position of `dropout_p` among the arguments of `scaled_dot_product_attention`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ def set_training(gm: fx.GraphModule, on: bool) -> Switched:  # noqa: FBT001 - re
 
     The mode of an exported graph is a constant argument of its operators. A program that went through
     `run_decompositions` carries the inference-only BatchNorm, which is turned back into `aten.batch_norm`. BatchNorm
-    without running statistics always normalises by its batch, as in the module it came from, and is left alone.
+    without running statistics always normalises by its batch, as in the module it came from, and is left alone. The
+    dropout within attention has no mode but a probability, which inference sets to 0 for good.
 
     Raises:
         InputError: the program is a decomposed export in training mode.
@@ -53,6 +56,8 @@ def set_training(gm: fx.GraphModule, on: bool) -> Switched:  # noqa: FBT001 - re
         elif node.target in _DROPOUT:
             node.args = (*node.args[:2], on)
             dropout += 1
+        elif node.target == ATEN.scaled_dot_product_attention.default and not on and len(node.args) > _PROBABILITY:
+            node.update_arg(_PROBABILITY, 0.0)
     gm.recompile()
     return Switched(batch_norm=batch_norm, frozen_statistics=frozen, dropout=dropout)
 
