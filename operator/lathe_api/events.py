@@ -34,7 +34,6 @@ class StageStarted(ApiModel):
     id: str
     resumed: bool = False
     """Whether an earlier, unfinished try left checkpoints to go on from."""
-    resumed_from_epoch: int | None = None
 
 
 class StageWaiting(ApiModel):

@@ -8,7 +8,7 @@ from pydantic import Field
 from lathe_api.base import ApiModel, Digest
 from lathe_api.gates import GateMetric
 from lathe_api.manifest import LatencyRatio, StageMetrics
-from lathe_api.targets import Hardware
+from lathe_api.targets import Hardware, Serving
 
 SUMMARY_SCHEMA: Final = "lathe.dev/summary/v1"
 
@@ -111,6 +111,8 @@ class TargetResult(ApiModel):
     """Path of that file in the run folder."""
     repository: str | None = None
     """Path of the Triton model repository in the run folder."""
+    serving: Serving = Serving()
+    """How the document wants it served."""
 
 
 class Summary(ApiModel):

@@ -97,12 +97,13 @@ def target_result(progress: Progress, drop: Interval, *, complete: bool) -> Targ
         overall=overall(progress, drop),
         artifact=last.artifact.files[Role.ONNX].digest if built else None,
         model_file=runfolder.model_path(progress.target.name) if built else None,
+        serving=progress.target.serving,
     )
 
 
 def skipped(target: Target, why: str) -> TargetResult:
     """A target that this machine cannot build."""
-    return TargetResult(name=target.name, hardware=target.hardware, state=TargetState.SKIPPED, reason=why)
+    return TargetResult(name=target.name, hardware=target.hardware, state=TargetState.SKIPPED, reason=why, serving=target.serving)
 
 
 def summary(

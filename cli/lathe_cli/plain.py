@@ -1,0 +1,78 @@
+"""One line for each change: for logs and pipes."""
+
+import time
+from collections.abc import Callable
+
+from lathe_api.events import (
+    Event,
+    GateJudged,
+    Notice,
+    RunPlanned,
+    StageFinished,
+    StageProgress,
+    StageStarted,
+    StageWaiting,
+)
+from lathe_cli import texts
+
+PERCENT = 25.0
+SECONDS = 10.0
+
+
+class Lines:
+    """Writes events as lines; progress only now and then.
+
+    Args:
+        write: takes text.
+        flush: called after each line.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, write: Callable[[str], object], flush: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._flush = flush
+        self._clock = clock
+        self._told: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Tell of one event, if it is worth a line."""
+        line = self._line(event)
+        if line is not None:
+            self._write(line + "\n")
+            self._flush()
+
+    def _line(self, event: Event) -> str | None:
+        match event:
+            case RunPlanned():
+                return f"{event.name}, revision {event.revision}: {', '.join(s.id for s in event.stages)}"
+            case StageStarted():
+                self._told[event.id] = (0.0, self._clock())
+                return f"{event.id}: started" + (", going on from its last epoch" if event.resumed else "")
+            case StageWaiting():
+                return f"{event.id}: another run is doing it; waiting for its result"
+            case StageProgress():
+                return self._progress(event)
+            case StageFinished() | GateJudged() | Notice():
+                return _ending(event)
+
+    def _progress(self, event: StageProgress) -> str | None:
+        percent, when = self._told.get(event.id, (0.0, 0.0))
+        if event.percent - percent < PERCENT and self._clock() - when < SECONDS:
+            return None
+        self._told[event.id] = (event.percent, self._clock())
+        epoch = f", epoch {event.epoch}/{event.epochs}" if event.epoch is not None else ""
+        loss = f", loss {event.loss:.4g}" if event.loss is not None else ""
+        left = f", {texts.seconds(event.eta_seconds)} left" if event.eta_seconds is not None else ""
+        return f"{event.id}: {event.percent:.0f} % {event.step}{epoch}{loss}{left}"
+
+
+def _ending(event: StageFinished | GateJudged | Notice) -> str:
+    match event:
+        case StageFinished():
+            return texts.stage(event.result)
+        case GateJudged():
+            return texts.gate(event.result)
+        case Notice():
+            return f"note: {event.message}"

@@ -1,0 +1,105 @@
+"""`lathe run FILE…`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from lathe_api.documents import inspect_file, resolve_recipe, select_model
+from lathe_api.errors import DocumentError
+from lathe_api.events import Event
+from lathe_api.explain import placed
+from lathe_api.manifest import StageRecord
+from lathe_api.optimizedmodel import OptimizedModel
+from lathe_api.summary import Summary, TargetResult, TargetState, Verdict
+from lathe_api.targets import Target
+from lathe_cli import observers, texts
+from lathe_optimizers.run import RunOptions, execute, preview
+
+STATUS: Final = {Verdict.PASSED: 0, Verdict.FAILED: 3, Verdict.INCONCLUSIVE: 4}
+
+Execute = Callable[[OptimizedModel, RunOptions, Callable[[Event], None]], Summary]
+
+
+def run(options: argparse.Namespace, execute: Execute | None = None) -> int:
+    """Run a document; exit status by the worst verdict.
+
+    Args:
+        options: of the command line.
+        execute: what runs the document; for tests.
+
+    Raises:
+        DocumentError: the files are wrong.
+        LatheError: see `lathe_optimizers.run.execute`.
+    """
+    document, base = _document(options.files, options.name)
+    name = document.metadata.name
+    settings = RunOptions(
+        base=base,
+        store=options.store,
+        out=options.out or Path("lathe-out") / name,
+        seed=options.seed,
+        until=options.until,
+        targets=tuple(options.target),
+    )
+    if options.dry_run:
+        sys.stdout.write(texts.planned(preview(document, settings)))
+        return 0
+    if options.serve != "none":
+        from lathe_cli.serve import check_ports
+
+        check_ports(options)
+    with observers.chosen(as_json=options.json, plain=options.plain) as observe:
+        summary = (execute or _execute)(document, settings, observe)
+    if options.json:
+        print(summary.model_dump_json(by_alias=True), flush=True)
+    else:
+        sys.stdout.write(texts.outcome(summary))
+        sys.stdout.flush()
+    if options.serve != "none" and summary.verdict is Verdict.PASSED:
+        from lathe_cli.serve import serve_run
+
+        serve_run(settings.out, options, runtime=options.serve, target=None)
+    return STATUS[summary.verdict]
+
+
+def _document(files: list[Path], name: str | None) -> tuple[OptimizedModel, Path]:
+    """The document with its recipe, and the folder of its file."""
+    inspections = {path: inspect_file(path) for path in dict.fromkeys(files)}
+    problems = [p for inspection in inspections.values() for p in inspection.problems]
+    if problems:
+        raise DocumentError(problems)
+    documents = [d for inspection in inspections.values() for d in inspection.documents]
+    chosen = select_model(documents, name)
+    for path, inspection in inspections.items():
+        for document, tree in zip(inspection.documents, inspection.trees, strict=True):
+            if document is chosen:
+                try:
+                    return resolve_recipe(chosen, documents), path.resolve().parent
+                except DocumentError as error:
+                    raise DocumentError(placed(p, tree, str(path)) for p in error.problems) from error
+    raise ValueError("the chosen document is in no file")
+
+
+def _execute(document: OptimizedModel, settings: RunOptions, observe: Callable[[Event], None]) -> Summary:
+    def publish(folder: Path, target: Target, result: TargetResult, record: StageRecord) -> TargetResult:
+        from lathe_runtimes.modelconfig import Profile
+        from lathe_runtimes.repository import write_repository
+
+        if result.state is not TargetState.BUILT or result.artifact is None or result.model_file is None:
+            return result
+        place = Path("targets") / target.name / "repository"
+        write_repository(
+            folder / place,
+            name=document.metadata.name,
+            onnx=folder / result.model_file,
+            signature=record.artifact.signature,
+            serving=target.serving,
+            hardware=target.hardware,
+            digest=result.artifact,
+            profile=Profile.ONNXRUNTIME,
+        )
+        return result.model_copy(update={"repository": place.as_posix()})
+
+    return execute(document, settings, observe, publish)
