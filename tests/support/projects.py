@@ -47,7 +47,8 @@ class Project:
 
     @document.setter
     def document(self, value: dict[str, Any]) -> None:
-        (self.folder / "model.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
+        plain = json.loads(json.dumps(value))  # no shared parts, which YAML would write as anchors
+        (self.folder / "model.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
 
     def change(self, **spec: Any) -> None:
         """Replace parts of the spec."""
