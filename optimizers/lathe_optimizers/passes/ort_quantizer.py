@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torchao.quantization.pt2e.prepare import prepare
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from lathe_api.targets import Hardware
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import annotations, observers
+from lathe_optimizers.passes.conversion import insert_integers
 from lathe_optimizers.passes.folding import fold_batch_norm, remove_dropout
 from lathe_optimizers.passes.programs import ATEN, module_path, quiet_torch, reexport, set_training, unlift
 
@@ -171,10 +171,12 @@ def freeze_ranges(prepared: Prepared, example: Sequence[Tensor]) -> None:
 
 
 def convert(prepared: Prepared) -> ExportedProgram:
-    """The integer program: int8 weights, and quantise and dequantise steps where the observers were."""
-    with quiet_torch():
-        converted = convert_pt2e(prepared.gm)
-    return reexport(converted, prepared.like)
+    """The integer program: int8 weights, and quantise and dequantise steps where the observers were.
+
+    The prepared graph is used up.
+    """
+    insert_integers(prepared.gm)
+    return reexport(prepared.gm, prepared.like)
 
 
 def excluded_nodes(gm: fx.GraphModule, exclude: Sequence[str], field: str) -> list[fx.Node]:

@@ -94,6 +94,8 @@ class _Result:
     layers: Mapping[str, str]
     """Module paths by the names of values."""
     details: Mapping[str, JsonValue]
+    batch: int
+    """Samples that it takes at once."""
 
 
 def _quantise_program(
@@ -129,7 +131,7 @@ def _quantise_program(
         output_names=[t.name for t in given.manifest.signature.outputs],
     )
     layers = {n.name: module_path(n) for n in program.graph_module.graph.nodes if n.op == "call_function"}
-    result = _Result(program_path, onnx_path, prepared.excluded, layers, details)
+    result = _Result(program_path, onnx_path, prepared.excluded, layers, details, size)
     return _inspected(ctx, given, result, parity.program_answers(float_program, probe, size), probe)
 
 
@@ -162,8 +164,8 @@ def _quantise_file(
     )
     ctx.report(Progress(CONVERTING, "compare"))
     probe = parity.probe(samples)
-    result = _Result(None, path, excluded, {}, {"calibrationSamples": len(samples)})
-    return _inspected(ctx, given, result, parity.onnx_answers(source, probe, threads=ctx.threads), probe)
+    result = _Result(None, path, excluded, {}, {"calibrationSamples": len(samples)}, BATCH)
+    return _inspected(ctx, given, result, parity.onnx_answers(source, probe, threads=ctx.threads, batch=BATCH), probe)
 
 
 def _inspected(
@@ -174,7 +176,7 @@ def _inspected(
     model = onnx.load(result.onnx)
     compact(model)
     onnx_files.write(model, result.onnx)
-    answers = parity.onnx_answers(result.onnx, probe, threads=ctx.threads)
+    answers = parity.onnx_answers(result.onnx, probe, threads=ctx.threads, batch=result.batch)
     left = tuple(f"{f.operator} {_layer(f, result.layers)}" for f in floats)
     config = ctx.stage.config if ctx.stage is not None else None
     return PassOutput(
