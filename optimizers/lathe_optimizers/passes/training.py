@@ -17,6 +17,7 @@ from lathe_optimizers.passes.losses import imitation_loss, outputs_of, task_loss
 from lathe_optimizers.passes.programs import load_program, require_program, set_training, unlift
 from lathe_optimizers.passes.teacher import teacher_of, tensors
 from lathe_optimizers.passes.training_mode import ATEN, Switched
+from lathe_optimizers.passes.views import scoring
 
 __all__ = [
     "WHOLE", "FitOptions", "FitResult", "Span", "evaluate", "finetune", "fit", "original_network",
@@ -82,15 +83,16 @@ def finetune(  # noqa: PLR0913 - the fields of a recipe's training block
     """
     if ctx.data.train is None:
         raise InputError("spec.data.train", "nothing", "Write the training set: this stage trains")
-    loss = task_loss(ctx.objective.task)
-    if teacher_weight > 0:
-        loss = imitation_loss(
-            ctx.objective.task, teacher_of(original_network(ctx), ctx.data.train), teacher_weight, TEMPERATURE
-        )
     require_varying_batch(gm, "spec.model.uri")
-    training_mode(gm)
+    task = ctx.objective.task
+    loss = task_loss(task)
+    if teacher_weight > 0:
+        teacher = teacher_of(scoring(original_network(ctx), task), ctx.data.train)
+        loss = imitation_loss(task, teacher, teacher_weight, TEMPERATURE)
+    network = scoring(gm, task)
+    training_mode(network)
     options = FitOptions(epochs, batch_size, learning_rate, weight_decay, schedule, ctx.seed)
-    result = fit(gm, ctx.data.train, loss, options, slot=slot, ctx=ctx, span=span)
+    result = fit(network, ctx.data.train, loss, options, slot=slot, ctx=ctx, span=span)
     set_training(gm, on=False)
     return result
 
