@@ -15,8 +15,10 @@ from lathe_optimizers.report.scale import Scale, around
 
 _BOUND: Final = re.compile(r"(<=|>=)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)")
 _PLOT_HEIGHT: Final = 300
-_LABEL_ROOM: Final = 0.28
-"""Labels of dots closer than this share of a phone's width would run into each other."""
+_LETTER: Final = 0.029
+"""Width of a letter as a share of the plot on a phone: what does not collide there collides nowhere."""
+_TICK_ROOM: Final = 0.2
+"""Distance that two numbers along an axis need, as a share of it on a phone."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def gate_interval(gate: GateResult, latency: LatencyRatio | None) -> Html:
         h("circle", cx=_at(value), cy="36", r="5", class_="value"),
         _text(value, 64, measured, "value-label"),
     ]
-    if zero and limit > _LABEL_ROOM < value:
+    if zero and value - scale.share(0) > _TICK_ROOM:
         drawn.append(h("text", "0", x=_at(scale.share(0)), y="64", class_="tick", text_anchor="middle"))
     label = f"Measured {measured}{spread}; the bound is {says}: {gate.verdict}"
     return h("svg", *drawn, class_="interval", width="100%", height="72", role="img", aria_label=label)
@@ -104,7 +106,7 @@ def trade_off(stages: Sequence[StageResult]) -> Html:
     dots = _dots(seen, across, up, metric)
     grid = [
         *(_row(tick, up, metric) for tick in up.ticks()),
-        *(_column(tick, across) for tick in across.ticks(4)),
+        *_columns(across),
     ]
     ways = [
         h("line", x1=_at(a.x), y1=_at(a.y), x2=_at(b.x), y2=_at(b.y), class_="way") for a, b in itertools.pairwise(dots)
@@ -204,11 +206,12 @@ def _dot(dot: _Dot) -> Html:
 def _labels(dots: Sequence[_Dot]) -> list[Html]:
     """A label at the upper end of each interval, or at the lower end where a neighbour is."""
     drawn: list[Html] = []
-    placed: list[tuple[float, int]] = []
+    placed: list[tuple[float, float, int]] = []
     for dot in dots:
-        near = {place for x, place in placed if abs(x - dot.x) < _LABEL_ROOM}
+        left, right = _extent(dot)
+        near = {place for start, end, place in placed if start < right and left < end}
         place = next(p for p in itertools.count() if p not in near)
-        placed.append((dot.x, place))
+        placed.append((left, right, place))
         line = place // 2
         below = place % 2 == 1
         y, dy = (dot.bottom, 16.0 + 15 * line) if below else (dot.top, -7.0 - 15 * line)
@@ -216,6 +219,23 @@ def _labels(dots: Sequence[_Dot]) -> list[Html]:
             dy += dot.radius if below else -dot.radius
         anchor = _anchor(dot.x)
         drawn.append(h("text", dot.label, x=_at(dot.x), y=_at(y), dy=f"{dy:.0f}", text_anchor=anchor, class_="name"))
+    return drawn
+
+
+def _extent(dot: _Dot) -> tuple[float, float]:
+    """From where to where the label of a dot reaches."""
+    wide = len(dot.label) * _LETTER
+    left = {"start": dot.x, "middle": dot.x - wide / 2, "end": dot.x - wide}[_anchor(dot.x)]
+    return left, left + wide
+
+
+def _columns(across: Scale) -> list[Html]:
+    drawn, last = [], -math.inf
+    for tick in across.ticks(5):
+        share = across.share(tick)
+        roomy = share - last >= _TICK_ROOM
+        last = share if roomy else last
+        drawn.append(_column(_at(share), words.size(tick) if roomy else ""))
     return drawn
 
 
@@ -230,14 +250,11 @@ def _row(tick: float, up: Scale, metric: str) -> Html:
     )
 
 
-def _column(tick: float, across: Scale) -> Html:
-    x = _at(across.share(tick))
-    return join(
-        (
-            h("line", x1=x, x2=x, y1="0", y2="100%", class_="grid"),
-            h("text", words.size(tick), x=x, y="100%", dy="18", text_anchor="middle", class_="tick"),
-        )
-    )
+def _column(x: str, label: str) -> Html:
+    line = h("line", x1=x, x2=x, y1="0", y2="100%", class_="grid")
+    if not label:
+        return line
+    return join((line, h("text", label, x=x, y="100%", dy="18", text_anchor="middle", class_="tick")))
 
 
 def _ends(gate: GateResult) -> tuple[float, float]:

@@ -43,8 +43,9 @@ def _matrix(matrix: list[list[int]]) -> Html:
     rows = (h("tr", h("th", str(true), scope="row"), *(_cell(n, most) for n in row)) for true, row in enumerate(matrix))
     label = "New errors by true class (rows) and answer (columns)"
     return scrolling(
-        h("table", h("caption", label), h("thead", head), h("tbody", *rows), class_="confusion"),
+        h("table", h("caption", h("span", label)), h("thead", head), h("tbody", *rows), class_="confusion"),
         label,
+        class_="scroll fitting",
     )
 
 

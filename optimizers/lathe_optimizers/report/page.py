@@ -97,7 +97,7 @@ def _overview_row(target: TargetResult, number: int) -> list[Html]:
             text(" ".join(words.compared(overall.size_ratio, "smaller", "larger"))),
             text(" ".join(words.compared(latency.value, "faster", "slower")) if latency else words.NONE),
         ]
-    return [link, sections.state_badge(target.state), *cells, text(target.reason)]
+    return [link, sections.state_badge(target.state), *cells, text(words.sentence(target.reason))]
 
 
 def _provenance(summary: Summary, records: Mapping[str, StageRecord]) -> Html:

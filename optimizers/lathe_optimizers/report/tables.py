@@ -21,7 +21,7 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *
     body = (h("tr", h("th", row[0], scope="row"), *(h("td", cell) for cell in row[1:])) for row in rows)
     whole = h(
         "table",
-        h("caption", caption),
+        h("caption", h("span", caption)),
         h("thead", h("tr", *(h("th", name, scope="col") for name in columns))),
         h("tbody", *body),
         class_=class_,
@@ -29,9 +29,9 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *
     return scrolling(whole, caption)
 
 
-def scrolling(content: Html, label: str) -> Html:
+def scrolling(content: Html, label: str, *, class_: str = "scroll") -> Html:
     """A box that scrolls sideways, reachable by keyboard."""
-    return h("div", content, class_="scroll", role="region", aria_label=label, tabindex="0")
+    return h("div", content, class_=class_, role="region", aria_label=label, tabindex="0")
 
 
 def pairs(items: Sequence[tuple[str, str]], *, class_: str = "pairs") -> Html:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from lathe_api.manifest import LatencyRatio, StageMetrics, StageRecord
+from lathe_api.manifest import LatencyRatio, Role, StageMetrics, StageRecord
 from lathe_api.summary import GateResult, Overall, StageResult, TargetResult, TargetState, Verdict
 from lathe_optimizers.report import charts, confusion, words
 from lathe_optimizers.report.markup import NOTHING, Html, h, join
@@ -44,7 +44,7 @@ def section(
             "header",
             h("h2", "Target ", h("span", target.name, class_="name"), id=f"target-{number}"),
             h("p", state_badge(target.state), h("span", target.hardware, class_="quiet"), class_="line"),
-            h("p", target.reason, class_="reason"),
+            h("p", words.sentence(target.reason), class_="reason"),
         )
     ]
     if target.overall is not None:
@@ -94,10 +94,10 @@ def _quality_tile(overall: Overall) -> Html:
     metric = overall.metric
     unit = words.unit_of_change(metric)
     if overall.drop == 0:
-        moved = f"no change from {words.quality(metric, overall.original)}"
+        moved = f"from {words.quality(metric, overall.original)}, unchanged"
     else:
         way = "worse" if overall.drop > 0 else "better"
-        moved = f"{words.change(metric, abs(overall.drop))}{unit} {way} than {words.quality(metric, overall.original)}"
+        moved = f"from {words.quality(metric, overall.original)}, {words.change(metric, abs(overall.drop))}{unit} {way}"
     spread = words.between(words.change(metric, overall.drop_low), words.change(metric, overall.drop_high))
     return _tile(
         words.metric_name(metric), words.quality(metric, overall.final), "", moved, f"95% interval of the drop {spread}"
@@ -179,7 +179,7 @@ def _gate(gate: GateResult, latency: LatencyRatio | None) -> Html:
         h("p", f"{words.metric_name(gate.metric)} after stage ", h("b", gate.stage), ": ", h("code", gate.bound)),
         picture or h("p", "Nothing measured that could be drawn.", class_="quiet"),
         h("p", "The thin line is the noise floor of the machine.", class_="quiet") if noisy and picture else NOTHING,
-        h("p", gate.reason, class_="reason"),
+        h("p", words.sentence(gate.reason), class_="reason"),
         h("p", h("b", "What to try: "), gate.remedy, class_="remedy") if gate.remedy else NOTHING,
         class_=f"gate {kind}",
     )
@@ -241,7 +241,7 @@ def _detail(stage: StageResult, record: StageRecord | None) -> Html:
 
 
 def _facts(stage: StageResult, record: StageRecord) -> list[tuple[str, Html]]:
-    files = [(role.capitalize(), blob) for role, blob in record.artifact.files.items()]
+    files = [("ONNX" if role is Role.ONNX else role.capitalize(), blob) for role, blob in record.artifact.files.items()]
     return [
         ("Key", h("code", stage.key)),
         *((role, join((h("code", blob.digest), f" {words.size(blob.size)}"))) for role, blob in files),

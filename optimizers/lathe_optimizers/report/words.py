@@ -66,8 +66,7 @@ def percent(value: float, digits: int = 2) -> str:
     """A share in percent."""
     if not math.isfinite(value):
         return number(value)
-    shown = f"{value * 100:.{digits}f}"
-    return (shown.rstrip("0").rstrip(".") if value in {0, 1} else shown).replace("-", MINUS) + "%"
+    return f"{value * 100:.{0 if value in {0, 1} else digits}f}%".replace("-", MINUS)
 
 
 def quality(metric: str, value: float) -> str:
@@ -167,6 +166,12 @@ def field_label(key: str) -> str:
         return key
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()
     return spaced[0].upper() + spaced[1:]
+
+
+def sentence(words: str) -> str:
+    """A sentence with a capital, unless it starts with a name such as `sizeRatio`."""
+    first = words.partition(" ")[0]
+    return words[:1].upper() + words[1:] if first.isalpha() and first.islower() else words
 
 
 def short(name: str, limit: int = 14) -> str:
