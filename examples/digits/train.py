@@ -1,4 +1,4 @@
-"""Train the example's teacher and write what `model.yaml` names: `build/teacher.pt2`, `build/train.npz`, `build/test.npz`.
+"""Train the example's teacher and write what `model.yaml` names: `teacher.pt2`, `train.npz`, `test.npz` in `build/`.
 
 The data are scikit-learn's bundled handwritten digits (1797 images of 8x8), enlarged to 16x16.
 """
@@ -44,9 +44,7 @@ class Teacher(nn.Module):
     def __init__(self, width: int = 32, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.blocks = nn.Sequential(
-            Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2)
-        )
+        self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
         self.head = nn.Linear(4 * width, classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,9 @@ def target_result(progress: Progress, drop: Interval, *, complete: bool) -> Targ
 
 def skipped(target: Target, why: str) -> TargetResult:
     """A target that this machine cannot build."""
-    return TargetResult(name=target.name, hardware=target.hardware, state=TargetState.SKIPPED, reason=why, serving=target.serving)
+    return TargetResult(
+        name=target.name, hardware=target.hardware, state=TargetState.SKIPPED, reason=why, serving=target.serving
+    )
 
 
 def summary(

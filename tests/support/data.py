@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lathe_api.data import Data, DataSource, InputField, Metric, ModelFormat, ModelSource, Objective, Task
 from lathe_api.manifest import ArtifactManifest, Role, Signature, TensorSpec
 from lathe_api.recipe import Stage
