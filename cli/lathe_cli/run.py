@@ -19,15 +19,9 @@ from lathe_optimizers.run import RunOptions, execute, preview
 
 STATUS: Final = {Verdict.PASSED: 0, Verdict.FAILED: 3, Verdict.INCONCLUSIVE: 4}
 
-Execute = Callable[[OptimizedModel, RunOptions, Callable[[Event], None]], Summary]
 
-
-def run(options: argparse.Namespace, execute: Execute | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run a document; exit status by the worst verdict.
-
-    Args:
-        options: of the command line.
-        execute: what runs the document; for tests.
 
     Raises:
         DocumentError: the files are wrong.
@@ -51,7 +45,7 @@ def run(options: argparse.Namespace, execute: Execute | None = None) -> int:
 
         check_ports(options)
     with observers.chosen(as_json=options.json, plain=options.plain) as observe:
-        summary = (execute or _execute)(document, settings, observe)
+        summary = _execute(document, settings, observe)
     if options.json:
         print(summary.model_dump_json(by_alias=True), flush=True)
     else:
