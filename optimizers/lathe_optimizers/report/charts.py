@@ -104,6 +104,13 @@ def trade_off(stages: Sequence[StageResult]) -> Html:
     if across is None or up is None:
         return NOTHING
     dots = _dots(seen, across, up, metric)
+    places = _places([dot.label for dot in dots], dots)
+    crowded = max(places) > 1
+    if crowded:
+        labels = [str(number) for number in range(1, len(dots) + 1)]
+        places = _places(labels, dots)
+    else:
+        labels = [dot.label for dot in dots]
     grid = [
         *(_row(tick, up, metric) for tick in up.ticks()),
         *_columns(across),
@@ -117,7 +124,7 @@ def trade_off(stages: Sequence[StageResult]) -> Html:
         *grid,
         *ways,
         *(_dot(dot) for dot in dots),
-        *_labels(dots),
+        *map(_label, dots, labels, places),
         width="100%",
         height=_PLOT_HEIGHT,
         role="img",
@@ -129,6 +136,7 @@ def trade_off(stages: Sequence[StageResult]) -> Html:
         h("div", f"{words.metric_name(metric)}, {better} is better", class_="axis-y"),
         h("div", picture, class_="plot"),
         h("div", "Size of the ONNX file, smaller to the left", class_="axis-x"),
+        h("ol", *(h("li", dot.title) for dot in dots), class_="key") if crowded else NOTHING,
         h(
             "figcaption",
             "Each dot is a stage in the order of the recipe. Bars are 95% intervals. "
@@ -182,7 +190,7 @@ def _dot_of(group: list[StageResult], last: bool, across: Scale, up: Scale, metr
     names = ", ".join(s.name for s in group)
     fast = f", {words.times(latency.value)} speed" if latency is not None else ""
     return _Dot(
-        label=words.short(names, 16) + (f" {words.times(latency.value)}" if latency is not None else ""),
+        label=words.short(names, 16),
         title=f"{names}: {words.quality(metric, quality.value)}, {words.size(measured.size_bytes)}{fast}",
         x=across.share(measured.size_bytes),
         y=1 - up.share(quality.value),
@@ -203,30 +211,23 @@ def _dot(dot: _Dot) -> Html:
     )
 
 
-def _labels(dots: Sequence[_Dot]) -> list[Html]:
-    """A label at the upper end of each interval, or at the lower end where a neighbour is."""
-    drawn: list[Html] = []
+def _places(labels: Sequence[str], dots: Sequence[_Dot]) -> list[int]:
+    """Where labels go without running into each other: even above the interval, odd below, each pair a line further."""
     placed: list[tuple[float, float, int]] = []
-    for dot in dots:
-        left, right = _extent(dot)
-        near = {place for start, end, place in placed if start < right and left < end}
-        place = next(p for p in itertools.count() if p not in near)
-        placed.append((left, right, place))
-        line = place // 2
-        below = place % 2 == 1
-        y, dy = (dot.bottom, 16.0 + 15 * line) if below else (dot.top, -7.0 - 15 * line)
-        if abs(y - dot.y) * _PLOT_HEIGHT < dot.radius:
-            dy += dot.radius if below else -dot.radius
-        anchor = _anchor(dot.x)
-        drawn.append(h("text", dot.label, x=_at(dot.x), y=_at(y), dy=f"{dy:.0f}", text_anchor=anchor, class_="name"))
-    return drawn
+    for label, dot in zip(labels, dots, strict=True):
+        wide = len(label) * _LETTER
+        left = {"start": dot.x, "middle": dot.x - wide / 2, "end": dot.x - wide}[_anchor(dot.x)]
+        near = {place for start, end, place in placed if start < left + wide and left < end}
+        placed.append((left, left + wide, next(p for p in itertools.count() if p not in near)))
+    return [place for _, _, place in placed]
 
 
-def _extent(dot: _Dot) -> tuple[float, float]:
-    """From where to where the label of a dot reaches."""
-    wide = len(dot.label) * _LETTER
-    left = {"start": dot.x, "middle": dot.x - wide / 2, "end": dot.x - wide}[_anchor(dot.x)]
-    return left, left + wide
+def _label(dot: _Dot, label: str, place: int) -> Html:
+    line, below = place // 2, place % 2 == 1
+    y, dy = (dot.bottom, 16.0 + 15 * line) if below else (dot.top, -7.0 - 15 * line)
+    if abs(y - dot.y) * _PLOT_HEIGHT < dot.radius:
+        dy += dot.radius if below else -dot.radius
+    return h("text", label, x=_at(dot.x), y=_at(y), dy=f"{dy:.0f}", text_anchor=_anchor(dot.x), class_="name")
 
 
 def _columns(across: Scale) -> list[Html]:

@@ -13,15 +13,13 @@ _LISTED: Final = 12
 _SHADES: Final = 4
 
 
-def section(matrix: list[list[int]] | None, samples: int) -> Html:
+def section(matrix: list[list[int]], samples: int) -> Html:
     """The confusion delta of a target.
 
     Args:
-        matrix: true class x wrong answer; None where the task has no classes.
+        matrix: true class x wrong answer.
         samples: of the evaluation set.
     """
-    if matrix is None:
-        return h("p", "The task has no classes.", class_="quiet")
     pairs = sorted(
         ((n, true, wrong) for true, row in enumerate(matrix) for wrong, n in enumerate(row) if n), reverse=True
     )

@@ -1,5 +1,6 @@
 """The section of one target: result, pipeline, gates, plots and details."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -55,7 +56,10 @@ def section(
             _part("Gates", _gates(target)),
             _part("Before and after", _stage_table(stages)),
             _part("Quality, size and speed", charts.trade_off(stages)),
-            _part("New errors", confusion.section(matrix, stages[-1].metrics.quality.samples)),
+            _part(
+                "New errors",
+                NOTHING if matrix is None else confusion.section(matrix, stages[-1].metrics.quality.samples),
+            ),
             _part("Stages in detail", *(_detail(s, records.get(s.record)) for s in stages)),
         ]
     if target.artifact is not None:
@@ -93,7 +97,9 @@ def _tile(label: str, value: str, unit: str, *notes: str) -> Html:
 def _quality_tile(overall: Overall) -> Html:
     metric = overall.metric
     unit = words.unit_of_change(metric)
-    if overall.drop == 0:
+    if not math.isfinite(overall.drop):
+        moved = f"from {words.quality(metric, overall.original)}, drop not measurable"
+    elif overall.drop == 0:
         moved = f"from {words.quality(metric, overall.original)}, unchanged"
     else:
         way = "worse" if overall.drop > 0 else "better"
@@ -176,7 +182,7 @@ def _gate(gate: GateResult, latency: LatencyRatio | None) -> Html:
     return h(
         "article",
         h("h4", h("span", gate.gate, class_="name"), verdict_badge(gate.verdict)),
-        h("p", f"{words.metric_name(gate.metric)} after stage ", h("b", gate.stage), ": ", h("code", gate.bound)),
+        h("p", f"{words.metric_name(gate.metric)} after stage ", h("b", gate.stage), h("code", gate.bound)),
         picture or h("p", "Nothing measured that could be drawn.", class_="quiet"),
         h("p", "The thin line is the noise floor of the machine.", class_="quiet") if noisy and picture else NOTHING,
         h("p", words.sentence(gate.reason), class_="reason"),

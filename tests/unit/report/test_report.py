@@ -319,7 +319,7 @@ def test_a_regression_is_told_in_the_unit_of_its_metric():
     assert "RMSE, lower is better" in shown.text
     assert "from 2.4, 0.1 worse" in shown.text
     assert "at most 0.5" in shown.text
-    assert "The task has no classes." in shown.text
+    assert "New errors" not in shown.texts("h3")
 
 
 def test_a_gate_is_drawn_with_its_interval_left_of_the_bound_that_it_keeps():
@@ -357,6 +357,13 @@ def test_stages_of_one_file_share_a_dot():
     dots = [attrs["class"] for attrs in shown.of("g")]
     assert dots == ["dot", "dot last"]
     assert any(label.startswith("int8, onnx") for label in shown.texts("text"))
+
+
+def test_dots_that_crowd_are_numbered_and_listed():
+    stages = [summaries.stage(f"stage-{n}", size_bytes=900_000 - n) for n in range(4)]
+    shown = page(summaries.summary(summaries.target(stages=(summaries.original(), *stages))))
+    assert {"1", "2", "3", "4", "5"} <= set(shown.texts("text"))
+    assert any(item.startswith("stage-3: 96.00%") for item in shown.texts("li"))
 
 
 def test_cached_stages_are_marked():
