@@ -125,10 +125,10 @@ def show(found: dict[str, object]) -> None:
     """One line of the table."""
     ratio, counted = found["speedUp"], found["kernels"]
     bar = f">= {found['bar']}" if found["bar"] else "-"
+    speed = f"{ratio['median']:6.2f}x  [{ratio['low']:.2f}, {ratio['high']:.2f}]   +-{ratio['noiseFloor']:.3f}"
+    integer = f"{counted['int8']:3} / {counted['float32']:<3}"
     print(
-        f"{found['network']:14}{found['method']:19}{ratio['median']:6.2f}x  [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        f"   +-{ratio['noiseFloor']:.3f}   {found['sizeRatio']:5.2f}x   {counted['int8']:3} / {counted['float32']:<3}  {bar}",
-        flush=True,
+        f"{found['network']:14}{found['method']:19}{speed}   {found['sizeRatio']:5.2f}x   {integer}  {bar}", flush=True
     )
 
 

@@ -27,6 +27,16 @@ KEY: Final = "quantization_annotation"
 
 CONVOLUTION: Final = frozenset({ATEN.conv1d.default, ATEN.conv2d.default})
 WEIGHTED: Final = CONVOLUTION | {ATEN.linear.default}
+FLOAT_CONVOLUTION: Final = frozenset(
+    {
+        ATEN.conv3d.default,
+        ATEN.conv_transpose1d.default,
+        ATEN.conv_transpose2d.input,
+        ATEN.conv_transpose3d.input,
+        ATEN.convolution.default,
+    }
+)
+"""Convolutions without an integer kernel, or of a decomposed program."""
 PRODUCT: Final = frozenset({ATEN.matmul.default, ATEN.bmm.default})
 MATRIX: Final = WEIGHTED | PRODUCT
 ABSORBED: Final = frozenset(

@@ -114,7 +114,8 @@ def prepare_program(
     folded = fold_batch_norm(gm)
     split_compounds(gm)
     nodes = excluded_nodes(gm, exclude, field)
-    apart = _set_apart(gm, nodes)
+    others = [n for n in gm.graph.nodes if n.target in annotations.FLOAT_CONVOLUTION]
+    apart = _set_apart(gm, [*nodes, *(n for n in others if n not in nodes)])
     annotations.annotate(gm, _specs(types, training=training), {n.name for n in (*nodes, *apart)})
     with quiet_torch():
         # Not prepare_pt2e nor prepare_qat_pt2e: they would fold BatchNorm once more, by pattern and with default eps.
@@ -204,14 +205,14 @@ def excluded_nodes(gm: fx.GraphModule, exclude: Sequence[str], field: str) -> li
 
 
 def _set_apart(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Follow each excluded layer by a LeakyReLU of slope 1, which changes nothing; returns these nodes.
+    """Follow each layer that stays float by a LeakyReLU of slope 1, which changes nothing; returns these nodes.
 
     ONNX Runtime rounds the weights of any convolution or Gemm that it finds between a dequantise and a quantise step,
-    excluded or not; the LeakyReLU keeps the quantise step of the next layer out of its sight.
+    even of float weights; the LeakyReLU keeps the quantise step of the next layer out of its sight.
     """
     made = []
     for node in nodes:
-        if node.target in annotations.CONVOLUTION or annotations.is_gemm(node):
+        if node.target in annotations.CONVOLUTION | annotations.FLOAT_CONVOLUTION or annotations.is_gemm(node):
             with gm.graph.inserting_after(node):
                 apart = gm.graph.call_function(ATEN.leaky_relu.default, (node, 1.0))
             apart.meta = dict(node.meta)
