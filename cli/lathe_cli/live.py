@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,9 +23,12 @@ from lathe_api.events import (
 from lathe_api.summary import GateResult, StageResult, Verdict
 from lathe_cli import texts
 
-COLORS = {Verdict.PASSED: "green", Verdict.FAILED: "red", Verdict.INCONCLUSIVE: "yellow"}
-WIDE = 100
+COLORS: Final = {Verdict.PASSED: "green", Verdict.FAILED: "red", Verdict.INCONCLUSIVE: "yellow"}
+WIDE: Final = 100
 """Columns from which the table shows everything."""
+MIDDLE: Final = 76
+"""Columns from which it shows intervals and speed; the final summary shows them always."""
+BAR: Final = 12
 
 
 @dataclass
@@ -37,6 +40,11 @@ class Row:
     state: str = ""
     progress: StageProgress | None = None
     result: StageResult | None = None
+
+    @property
+    def running(self) -> StageProgress | None:
+        """The last news of a stage that is being done."""
+        return self.progress if self.result is None else None
 
 
 class LiveTable:
@@ -81,39 +89,54 @@ class LiveTable:
                 self.notices.append(event.message)
 
     def render(self) -> RenderableType:
-        """The current picture."""
-        wide = self.console.width >= WIDE
-        table = Table(title=self.title or None, box=None, pad_edge=False, title_justify="left", expand=False)
-        for heading in ("stage", *(["type"] if wide else []), "state", "quality", "size", "latency"):
-            table.add_column(heading, no_wrap=True, overflow="ellipsis")
-        if wide:
-            table.add_column("int8", no_wrap=True)
-        for row in self.rows.values():
+        """The current picture: the stages, what the running ones do, notices and verdicts."""
+        # A copy: the drawing thread must not meet a table that is being replaced.
+        rows = list(self.rows.values())
+        columns = self._columns()
+        metric = next((row.result.metrics.metric.value for row in rows if row.result is not None), "quality")
+        table = Table(title=_text(self.title, "bold"), title_justify="left", box=None, pad_edge=False)
+        for name in columns:
+            # Names and states may take a second line, numbers may not.
+            folds = name in {"stage", "state"}
+            table.add_column(metric if name == "quality" else name, no_wrap=not folds, overflow="fold")
+        for row in rows:
             cells = self._cells(row)
-            table.add_row(row.name, *([row.type] if wide else []), *cells[:4], *(cells[4:] if wide else []))
-        lines = [Text(texts.gate(g), style=COLORS[g.verdict]) for g in self.gates]
-        return Group(table, *(Text(n, style="yellow") for n in self.notices), *lines)
+            table.add_row(*(cells.get(name, "") for name in columns))
+        running = [_text(texts.progress(row.running), "dim") for row in rows if row.running is not None]
+        notices = [_text(f"note: {notice}", "yellow") for notice in self.notices]
+        verdicts = [_text(texts.verdict(gate), COLORS[gate.verdict]) for gate in self.gates]
+        return Group(table, *running, *notices, *verdicts)
 
-    def _cells(self, row: Row) -> tuple[RenderableType, ...]:
-        if row.result is not None:
-            metrics = row.result.metrics
-            kernels = metrics.kernels
-            return (
-                Text("cached", style="cyan") if row.result.cached else texts.seconds(row.result.seconds),
-                texts.estimate(metrics.quality),
-                texts.size(metrics.size_bytes),
-                texts.ratio(metrics.latency),
-                f"{kernels.int8}/{kernels.int8 + kernels.float32}",
-            )
-        if row.progress is None:
-            return (Text(row.state, style="dim"), "", "", "", "")
-        event = row.progress
-        left = texts.seconds(event.eta_seconds) if event.eta_seconds is not None else ""
-        epoch = f"{event.epoch}/{event.epochs}" if event.epoch is not None else ""
-        return (
-            ProgressBar(total=100, completed=event.percent, width=18),
-            f"{event.step} {epoch}".strip(),
-            f"loss {event.loss:.3g}" if event.loss is not None else "",
-            f"{left} left" if left else "",
-            "",
+    def _columns(self) -> tuple[str, ...]:
+        width = self.console.width
+        hidden = set() if width >= WIDE else {"type", "int8"} if width >= MIDDLE else {"type", "int8", "speed"}
+        return tuple(
+            name for name in ("stage", "type", "state", "quality", "size", "speed", "int8") if name not in hidden
         )
+
+    def _cells(self, row: Row) -> dict[str, RenderableType]:
+        told: dict[str, RenderableType] = {"stage": _text(row.name), "type": _text(row.type), "state": _state(row)}
+        if row.result is None:
+            return told
+        metrics = row.result.metrics
+        short = f"{metrics.quality.value:.4f}"
+        return told | {
+            "quality": texts.estimate(metrics.quality) if self.console.width >= MIDDLE else short,
+            "size": texts.size(metrics.size_bytes),
+            "speed": texts.ratio(metrics.latency),
+            "int8": f"{metrics.kernels.int8}/{metrics.kernels.int8 + metrics.kernels.float32}",
+        }
+
+
+def _state(row: Row) -> RenderableType:
+    if row.result is not None:
+        return _text("cached", "cyan") if row.result.cached else _text(texts.seconds(row.result.seconds))
+    if row.progress is not None:
+        bar = Table.grid(padding=(0, 1, 0, 0))
+        bar.add_row(ProgressBar(total=100, completed=row.progress.percent, width=BAR), f"{row.progress.percent:.0f} %")
+        return bar
+    return _text(row.state, "dim")
+
+
+def _text(content: str, style: str = "") -> Text:
+    return Text(texts.printable(content), style=style)

@@ -9,46 +9,84 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
-EXTRAS = {
-    "fsspec": "optimizers",
-    "numpy": "optimizers",
-    "torch": "optimizers",
-    "onnx": "optimizers",
-    "onnxruntime": "optimizers",
-    "rich": "cli",
-    "tritonclient": "runtimes",
-    "grpc": "runtimes",
-    "httptools": "runtimes",
-    "uvloop": "runtimes",
+FAILED: Final = 1
+BAD_INPUT: Final = 2
+INTERRUPTED: Final = 130
+LARGEST_PORT: Final = 65535
+LARGEST_SEED: Final = 2**31 - 1
+"""As in documents."""
+EXTRAS: Final = {
+    "optimizers": ("fsspec", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch", "torchao"),
+    "runtimes": ("google", "grpc", "httptools", "tritonclient", "uvloop"),
+    "data": ("PIL", "pyarrow"),
+    "cli": ("rich",),
 }
-"""Which extra of the distribution brings a module."""
+"""Which extra of the distribution brings which modules."""
+NEEDED: Final = {
+    "optimizers": "the optimizers",
+    "runtimes": "the runtimes",
+    "data": "a reader of this data format",
+    "cli": "rich, unless --plain is given",
+}
+BUG: Final = (
+    "This is a mistake in Lathe, not in your input. Please report it to its maintainers, with the lines above, the "
+    "document and the output of `lathe version`."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
-        return _dispatch(options)
+        status = _dispatch(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted; finished stages are kept", file=sys.stderr)
+        kept = "; finished stages are kept" if options.command == "run" else ""
+        print(f"interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        print(f'error: lathe {options.command} needs more: install "lathe-platform[{extra}]"', file=sys.stderr)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has seen enough. Python must not complain about it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the last place that can explain it
+        return _explain(error, options.command)
+    return status
+
+
+def _explain(error: Exception, command: str) -> int:
+    """Tell what went wrong; the exit status."""
+    extra = _missing_extra(error, command)
+    if extra is not None:
+        print(f'error: lathe {command} needs {NEEDED[extra]}: install "lathe-platform[{extra}]"', file=sys.stderr)
         return BAD_INPUT
-    except Exception as error:
-        status = _status(error)
-        if status is None:
-            raise
-        for line in str(error).splitlines():
-            print(f"error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
-        return status
+    status = _status(error)
+    if status is None:
+        import traceback
+
+        traceback.print_exception(error)
+        print(f"\n{BUG}", file=sys.stderr)
+        return FAILED
+    from lathe_cli.texts import printable
+
+    for line in str(error).splitlines():
+        told = printable(line)
+        print(f"error: {told}" if not line.startswith(" ") else told, file=sys.stderr)
+    return status
+
+
+def _missing_extra(error: Exception, command: str) -> str | None:
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    module = (error.name or "").partition(".")[0]
+    found = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    # Servers bring numpy and ONNX Runtime themselves.
+    return "runtimes" if command == "serve" and found == "optimizers" else found
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -106,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--name", help="which OptimizedModel, where the files hold several")
     run.add_argument("--store", default=default_store(), metavar="URI", help="where results are kept (%(default)s)")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (lathe-out/NAME)")
-    run.add_argument("--seed", type=int, help="of all that is random (the document's, else 0)")
+    run.add_argument("--seed", type=_seed, metavar="N", help="of all that is random (the document's, else 0)")
     run.add_argument("--until", metavar="STAGE", help="end after this stage; `import` is the first")
     run.add_argument("--target", action="append", default=[], metavar="NAME", help="build this target only; repeatable")
     run.add_argument("--dry-run", action="store_true", help="say what would be done, and which results are kept")
@@ -136,9 +174,33 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--http-port", type=int, default=0, metavar="N", help="0 takes a free one")
-    parser.add_argument("--grpc-port", type=int, default=0, metavar="N", help="0 takes a free one")
-    parser.add_argument("--serve-seconds", type=float, metavar="N", help="stop after this long (on Ctrl-C)")
+    parser.add_argument("--http-port", type=_port, default=0, metavar="N", help="0 takes a free one")
+    parser.add_argument("--grpc-port", type=_port, default=0, metavar="N", help="0 takes a free one")
+    parser.add_argument("--serve-seconds", type=_duration, metavar="N", help="stop after this long (on Ctrl-C)")
+
+
+def _port(text: str) -> int:
+    return _within(text, LARGEST_PORT)
+
+
+def _seed(text: str) -> int:
+    return _within(text, LARGEST_SEED)
+
+
+def _within(text: str, largest: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(largest)) and int(text) <= largest):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {largest}")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
 
 
 if __name__ == "__main__":

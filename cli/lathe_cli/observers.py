@@ -1,6 +1,7 @@
 """Chooses who is told of a run's events: a person at a terminal, a log, or a machine."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,7 @@ def chosen(*, as_json: bool, plain: bool) -> Iterator[Callable[[Event], None]]:
     """The observer for this output; it has said everything when the block ends."""
     if as_json:
         yield _json_line
-    elif plain or not sys.stdout.isatty():
+    elif plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         from lathe_cli.plain import Lines
 
         yield Lines(sys.stdout.write, sys.stdout.flush)

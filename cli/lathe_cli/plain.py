@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 from lathe_api.events import (
     Event,
@@ -15,8 +16,9 @@ from lathe_api.events import (
 )
 from lathe_cli import texts
 
-PERCENT = 25.0
-SECONDS = 10.0
+PERCENT: Final = 25.0
+SECONDS: Final = 10.0
+"""Progress is told when it grew by PERCENT, or after SECONDS."""
 
 
 class Lines:
@@ -40,7 +42,7 @@ class Lines:
         """Tell of one event, if it is worth a line."""
         line = self._line(event)
         if line is not None:
-            self._write(line + "\n")
+            self._write(texts.printable(line) + "\n")
             self._flush()
 
     def _line(self, event: Event) -> str | None:
@@ -62,10 +64,7 @@ class Lines:
         if event.percent - percent < PERCENT and self._clock() - when < SECONDS:
             return None
         self._told[event.id] = (event.percent, self._clock())
-        epoch = f", epoch {event.epoch}/{event.epochs}" if event.epoch is not None else ""
-        loss = f", loss {event.loss:.4g}" if event.loss is not None else ""
-        left = f", {texts.seconds(event.eta_seconds)} left" if event.eta_seconds is not None else ""
-        return f"{event.id}: {event.percent:.0f} % {event.step}{epoch}{loss}{left}"
+        return texts.progress(event)
 
 
 def _ending(event: StageFinished | GateJudged | Notice) -> str:
@@ -73,6 +72,6 @@ def _ending(event: StageFinished | GateJudged | Notice) -> str:
         case StageFinished():
             return texts.stage(event.result)
         case GateJudged():
-            return texts.gate(event.result)
+            return texts.verdict(event.result)
         case Notice():
             return f"note: {event.message}"

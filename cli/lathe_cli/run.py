@@ -1,21 +1,24 @@
 """`lathe run FILE…`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from lathe_api.documents import inspect_file, resolve_recipe, select_model
 from lathe_api.errors import DocumentError
-from lathe_api.events import Event
+from lathe_api.events import Event, Notice
 from lathe_api.explain import placed
 from lathe_api.manifest import StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.summary import Summary, TargetResult, TargetState, Verdict
 from lathe_api.targets import Target
 from lathe_cli import observers, texts
-from lathe_optimizers.run import RunOptions, execute, preview
+from lathe_optimizers.errors import InputError
+from lathe_optimizers.run import Publish, RunOptions, execute, preview
 
 STATUS: Final = {Verdict.PASSED: 0, Verdict.FAILED: 3, Verdict.INCONCLUSIVE: 4}
 
@@ -26,7 +29,15 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         DocumentError: the files are wrong.
         LatheError: see `lathe_optimizers.run.execute`.
+        LatheRuntimeError: see `lathe_cli.serve.serve_run`.
     """
+    if options.serve != "none":
+        # Before anything else: a taken port or a missing server must not be noticed after hours of work.
+        from lathe_cli.serve import check_ports
+
+        check_ports(options)
+        if options.until is not None:
+            raise InputError("--serve", "--until ends the run before there is a result", "Leave one of them out")
     document, base = _document(options.files, options.name)
     name = document.metadata.name
     settings = RunOptions(
@@ -38,12 +49,9 @@ def run(options: argparse.Namespace) -> int:
         targets=tuple(options.target),
     )
     if options.dry_run:
-        sys.stdout.write(texts.planned(preview(document, settings)))
+        stages = preview(document, settings)
+        sys.stdout.write(json.dumps([asdict(s) for s in stages]) + "\n" if options.json else texts.planned(stages))
         return 0
-    if options.serve != "none":
-        from lathe_cli.serve import check_ports
-
-        check_ports(options)
     with observers.chosen(as_json=options.json, plain=options.plain) as observe:
         summary = _execute(document, settings, observe)
     if options.json:
@@ -55,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         from lathe_cli.serve import serve_run
 
         serve_run(settings.out, options, runtime=options.serve, target=None)
+    elif options.serve != "none":
+        print("nothing is served: a gate stands in the way", file=sys.stderr)
     return STATUS[summary.verdict]
 
 
@@ -77,16 +87,27 @@ def _document(files: list[Path], name: str | None) -> tuple[OptimizedModel, Path
 
 
 def _execute(document: OptimizedModel, settings: RunOptions, observe: Callable[[Event], None]) -> Summary:
-    def publish(folder: Path, target: Target, result: TargetResult, record: StageRecord) -> TargetResult:
-        from lathe_runtimes.modelconfig import Profile
-        from lathe_runtimes.repository import write_repository
+    try:
+        publish = _publisher(document.metadata.name)
+    except ModuleNotFoundError as error:
+        what = f"no model repository will be written, because {error.name} is missing"
+        observe(Notice(message=f'{what}; to have one, install "lathe-platform[runtimes]"'))
+        publish = None
+    return execute(document, settings, observe, publish)
 
+
+def _publisher(name: str) -> Publish:
+    """Writes the Triton model repository of a built target."""
+    from lathe_runtimes.modelconfig import Profile
+    from lathe_runtimes.repository import write_repository
+
+    def publish(folder: Path, target: Target, result: TargetResult, record: StageRecord) -> TargetResult:
         if result.state is not TargetState.BUILT or result.artifact is None or result.model_file is None:
             return result
         place = Path("targets") / target.name / "repository"
         write_repository(
             folder / place,
-            name=document.metadata.name,
+            name=name,
             onnx=folder / result.model_file,
             signature=record.artifact.signature,
             serving=target.serving,
@@ -96,4 +117,4 @@ def _execute(document: OptimizedModel, settings: RunOptions, observe: Callable[[
         )
         return result.model_copy(update={"repository": place.as_posix()})
 
-    return execute(document, settings, observe, publish)
+    return publish

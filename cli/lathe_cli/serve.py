@@ -4,35 +4,42 @@ import argparse
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput
 
+from lathe_api.manifest import StageRecord
 from lathe_api.summary import Summary, TargetResult, TargetState
 from lathe_cli import texts
-from lathe_optimizers.errors import InputError
+from lathe_runtimes.datatypes import BY_CONFIG
+from lathe_runtimes.errors import InputError, LatheRuntimeError, PortTakenError
 from lathe_runtimes.launch import RunningServer, start_lathe, start_triton
 from lathe_runtimes.modelconfig import Profile
 from lathe_runtimes.ports import check_port
 from lathe_runtimes.repository import read_repository, write_repository
 
-START_SECONDS = 300.0
+START_SECONDS: Final = 300.0
 """Making Triton's environment and loading a large model take a while."""
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serve a finished run or a model repository until it is stopped.
+    """Serve a finished run or a model repository until it is stopped; exit status.
 
     Raises:
-        InputError: the folder holds neither.
+        InputError: the folder holds neither, or nothing that the runtime can serve.
+        LatheRuntimeError: the server did not start, or ended by itself.
     """
     check_ports(options)
     if (options.folder / "summary.json").is_file():
         serve_run(options.folder, options, runtime=options.runtime, target=options.target)
     elif options.folder.is_dir() and any(options.folder.glob("*/config.pbtxt")):
+        _check_backend(options.folder, options.runtime)
         _serve(options.folder, options, options.runtime)
     else:
         raise InputError(
@@ -44,10 +51,17 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def serve_run(folder: Path, options: argparse.Namespace, *, runtime: str, target: str | None) -> None:
-    """Serve one target of a finished run.
+    """Serve one target of a finished run until it is stopped.
+
+    Args:
+        folder: of the run.
+        options: `host`, `http_port`, `grpc_port` and `serve_seconds` of the command line.
+        runtime: `lathe` or `triton`.
+        target: name; by default the first that was built.
 
     Raises:
         InputError: the run has built no such target.
+        LatheRuntimeError: the server did not start, or ended by itself.
     """
     chosen = _built(folder, target)
     with _repository(folder, chosen, runtime) as repository:
@@ -55,14 +69,15 @@ def serve_run(folder: Path, options: argparse.Namespace, *, runtime: str, target
 
 
 def check_ports(options: argparse.Namespace) -> None:
-    """Fail now rather than after the work.
+    """Fail before the work rather than after it.
 
     Raises:
-        PortTakenError: a port that was asked for is in use.
+        PortTakenError: a port that was asked for is in use, or both are the same.
     """
+    if options.http_port and options.http_port == options.grpc_port:
+        raise PortTakenError("--grpc-port", f"{options.grpc_port} is also the --http-port", "Choose two ports")
     for port, flag in ((options.http_port, "--http-port"), (options.grpc_port, "--grpc-port")):
-        if port:
-            check_port(port, options.host, flag)
+        check_port(port, options.host, flag)
 
 
 def _built(folder: Path, name: str | None) -> TargetResult:
@@ -74,8 +89,9 @@ def _built(folder: Path, name: str | None) -> TargetResult:
     for target in summary.targets:
         if target.state is TargetState.BUILT and target.repository and name in {None, target.name}:
             return target
-    states = ", ".join(f"{t.name} {t.state}" for t in summary.targets)
-    raise InputError(str(path), f"no built target{f' {name}' if name else ''} ({states})", "Mend the run first")
+    states = "; ".join(f"{t.name}: {t.state}, {t.reason}" for t in summary.targets)
+    wanted = f"no built target {name!r}" if name else "no built target"
+    raise InputError(str(path), f"{wanted} with a model repository ({states})", "Run `lathe run` until one is built")
 
 
 @contextlib.contextmanager
@@ -92,8 +108,6 @@ def _repository(folder: Path, target: TargetResult, runtime: str) -> Iterator[Pa
 
 
 def _rewrite(folder: Path, stored: Path, place: Path, target: TargetResult) -> None:
-    from lathe_api.manifest import StageRecord
-
     record = StageRecord.model_validate_json((folder / target.stages[-1].record).read_bytes())
     for model in read_repository(stored):
         write_repository(
@@ -108,34 +122,75 @@ def _rewrite(folder: Path, stored: Path, place: Path, target: TargetResult) -> N
         )
 
 
+def _check_backend(repository: Path, runtime: str) -> None:
+    other = [m.folder.name for m in read_repository(repository) if m.config.backend != "python"]
+    if runtime == "triton" and other:
+        raise InputError(
+            str(repository),
+            f"{', '.join(other)} needs the ONNX Runtime backend, which the Triton of the Python package lacks",
+            "Name the run folder, which is served behind the python backend, or leave out --runtime triton",
+        )
+
+
 def _serve(repository: Path, options: argparse.Namespace, runtime: str) -> None:
-    names = [m.folder.name for m in read_repository(repository)]
+    models = [_served(m.config) for m in read_repository(repository)]
     start = start_lathe if runtime == "lathe" else start_triton
-    # Blocked before the start, so that Ctrl-C meant for the server's parent ends both in order.
-    ends = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    with start(repository, http_port=options.http_port, grpc_port=options.grpc_port, host=options.host) as server:
+    with (
+        _terminable(),
+        start(repository, http_port=options.http_port, grpc_port=options.grpc_port, host=options.host) as server,
+    ):
         server.wait_ready(START_SECONDS)
-        _announce(server, names, as_json=getattr(options, "json", False))
-        _wait(server, ends, options.serve_seconds)
+        _announce(server, models, as_json=getattr(options, "json", False))
+        _wait(server, options.serve_seconds)
 
 
-def _announce(server: RunningServer, names: list[str], *, as_json: bool) -> None:
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that servers are stopped and folders removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _announce(server: RunningServer, models: list[texts.Served], *, as_json: bool) -> None:
     if as_json:
-        line = json.dumps({"event": "Serving", "http": server.http, "grpc": server.grpc, "models": names})
-        print(line, file=sys.stderr, flush=True)
+        event = {"event": "Serving", "http": server.http, "grpc": server.grpc, "models": [m.name for m in models]}
+        print(json.dumps(event), file=sys.stderr, flush=True)
     else:
-        sys.stdout.write(texts.serving(server.http, server.grpc, names))
+        sys.stdout.write(texts.serving(server.http, server.grpc, models))
         sys.stdout.flush()
 
 
-def _wait(server: RunningServer, ends: set[signal.Signals], seconds: float | None) -> None:
-    """Until a signal, the end of the time, or the end of the server."""
-    left = seconds
-    step = 0.5
-    while left is None or left > 0:
-        if signal.sigtimedwait(ends, step if left is None else min(step, left)) is not None:
-            return
-        if server.process.poll() is not None:
-            return
-        left = None if left is None else left - step
+def _wait(server: RunningServer, limit: float | None) -> None:
+    """Until Ctrl-C, SIGTERM or the end of the time, all of which are good ends.
+
+    Raises:
+        LatheRuntimeError: the server ended by itself.
+    """
+    try:
+        code = server.process.wait(limit)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        return
+    raise LatheRuntimeError(f"{server.name} ended by itself with exit code {code}")
+
+
+def _served(config: ModelConfig) -> texts.Served:
+    return texts.Served(
+        name=config.name,
+        inputs=tuple(_tensor(given, batched=config.max_batch_size > 0) for given in config.input),
+        outputs=tuple(given.name for given in config.output),
+    )
+
+
+def _tensor(given: ModelInput, *, batched: bool) -> texts.Tensor:
+    datatype = BY_CONFIG[given.data_type]
+    sizes = (1, *given.dims) if batched else given.dims
+    return texts.Tensor(
+        name=given.name,
+        datatype=datatype.name,
+        shape=tuple(max(size, 1) for size in sizes),
+        # BF16, which numpy lacks, is given as float32.
+        dtype="float32" if datatype.dtype is None else datatype.dtype.name,
+    )

@@ -1,14 +1,28 @@
 """What people read. Pure: values in, lines out; every line fits 80 columns where its content allows."""
 
+import json
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+from lathe_api.events import StageProgress
 from lathe_api.manifest import Estimate, LatencyRatio
 from lathe_api.summary import GateResult, StageResult, Summary, TargetResult, Verdict
-from lathe_optimizers.run import PlannedStage
 
-WIDTH = 78
-UNITS = ("B", "kB", "MB", "GB", "TB")
+if TYPE_CHECKING:
+    # Serving works where only the runtimes are installed.
+    from lathe_optimizers.run import PlannedStage
+
+WIDTH: Final = 78
+UNITS: Final = ("B", "kB", "MB", "GB", "TB")
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text in which nothing commands the terminal: file contents and names reach messages unread."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def size(count: int) -> str:
@@ -21,8 +35,10 @@ def size(count: int) -> str:
 
 def seconds(value: float) -> str:
     """A length of time."""
+    if value < 59.95:  # noqa: PLR2004 - what is shown as 60.0 is a minute
+        return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
-    return f"{value:.1f} s" if value < 60 else f"{minutes} m {rest:02d} s"  # noqa: PLR2004 - a minute
+    return f"{minutes} m {rest:02d} s"
 
 
 def estimate(value: Estimate) -> str:
@@ -31,15 +47,28 @@ def estimate(value: Estimate) -> str:
 
 
 def ratio(value: LatencyRatio | None) -> str:
-    """A latency ratio with its noise floor."""
-    return "" if value is None else f"{value.value:.2f}x ±{value.noise_floor:.2f}"
+    """A latency ratio with its noise floor, which is a share of it."""
+    return "" if value is None else f"{value.value:.2f}x ±{value.noise_floor:.1%}"
 
 
-def planned(stages: Sequence[PlannedStage]) -> str:
+def compared(value: float, better: str, worse: str) -> str:
+    """A ratio to the original in the word that fits its side of 1."""
+    return f"{1 / value:.2f}x {worse}" if 0 < value < 1 else f"{value:.2f}x {better}"
+
+
+def planned(stages: "Sequence[PlannedStage]") -> str:
     """The answer to --dry-run."""
     width = max(len(s.id) for s in stages)
     words = {True: "cached", False: "to do", None: "depends on the stages before"}
     return "".join(f"{s.id:{width}}  {s.type:9} {', '.join(s.targets)}: {words[s.cached]}\n" for s in stages)
+
+
+def progress(event: StageProgress) -> str:
+    """How far a stage is, on one line."""
+    epoch = f", epoch {event.epoch}/{event.epochs}" if event.epoch is not None else ""
+    loss = f", loss {event.loss:.4g}" if event.loss is not None else ""
+    left = f", {seconds(event.eta_seconds)} left" if event.eta_seconds is not None else ""
+    return f"{event.id}: {event.percent:.0f} % {event.step}{epoch}{loss}{left}"
 
 
 def stage(result: StageResult) -> str:
@@ -62,6 +91,11 @@ def gate(result: GateResult) -> str:
     return f"gate {result.gate} after {result.stage}: {result.verdict} ({value}; {result.bound})"
 
 
+def verdict(result: GateResult) -> str:
+    """A verdict on one line, where several targets may be told of."""
+    return f"{result.target}: {gate(result)}"
+
+
 def outcome(summary: Summary) -> str:
     """The end of a run."""
     lines = ["", f"{summary.name}: {summary.verdict}  (revision {summary.revision}, seed {summary.seed})"]
@@ -77,13 +111,14 @@ def outcome(summary: Summary) -> str:
                 lines += _wrapped(f"warning, {item.name}: {warning}")
         if target.model_file is not None:
             lines.append(f"  {summary.out}/{target.model_file}")
+    done = f"{summary.stages_run} {'stage' if summary.stages_run == 1 else 'stages'} done"
     lines += [
         "",
-        f"{summary.stages_run} stages done, {summary.cache_hits} cached, {seconds(summary.seconds)}",
+        f"{done}, {summary.cache_hits} cached, {seconds(summary.seconds)}",
         f"{summary.out}/summary.json",
         f"{summary.out}/report.html",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(printable(line) for line in lines) + "\n"
 
 
 def _overall(target: TargetResult) -> Iterable[str]:
@@ -94,8 +129,12 @@ def _overall(target: TargetResult) -> Iterable[str]:
         f"  {found.metric} {found.original:.4f} -> {found.final:.4f}, "
         f"drop {found.drop:.4f} [{found.drop_low:.4f}, {found.drop_high:.4f}]"
     )
-    faster = "" if found.latency is None else f", {ratio(found.latency)} faster (noise floor)"
-    yield f"  {found.size_ratio:.2f}x smaller{faster}, {found.int8_coverage:.0%} of the matrix kernels in int8"
+    parts = [compared(found.size_ratio, "smaller", "larger")]
+    if found.latency is not None:
+        speed = compared(found.latency.value, "faster", "slower")
+        parts.append(f"{speed} (noise floor ±{found.latency.noise_floor:.1%})")
+    yield f"  {', '.join(parts)}"
+    yield f"  {found.int8_coverage:.0%} of the matrix kernels in int8"
 
 
 def _wrapped(text: str, indent: int = 2) -> list[str]:
@@ -103,13 +142,54 @@ def _wrapped(text: str, indent: int = 2) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=space, subsequent_indent=space, break_long_words=False)
 
 
-def serving(http: str, grpc: str, names: Sequence[str]) -> str:
-    """Where a server is, and how to ask it."""
-    name = names[0] if names else "MODEL"
+@dataclass(frozen=True)
+class Tensor:
+    """An input as a client sends it."""
+
+    name: str
+    datatype: str
+    """Open Inference Protocol name."""
+    shape: tuple[int, ...]
+    """Of one request; sizes that may vary are 1."""
+    dtype: str
+    """Of numpy."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that a server answers for."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+
+
+def serving(http: str, grpc: str, models: Sequence[Served]) -> str:
+    """Where a server is, and a program that asks it."""
+    names = ", ".join(m.name for m in models)
+    where = f"\nserving {names}\n  http  {http}\n  grpc  {grpc}\n"
+    example = f"\n{_client(http, models[0])}" if models else ""
+    return f"{printable(where)}{example}\nCtrl-C ends it\n"
+
+
+def _client(http: str, model: Served) -> str:
+    # Not indented: it is meant to be pasted. JSON strings are Python strings.
+    inputs = [
+        f"    triton.InferInput({json.dumps(t.name)}, {list(t.shape)}, {json.dumps(t.datatype)}),\n"
+        for t in model.inputs
+    ]
+    data = [
+        f"inputs[{i}].set_data_from_numpy(np.zeros({list(t.shape)}, {json.dumps(t.dtype)}))\n"
+        for i, t in enumerate(model.inputs)
+    ]
+    answers = [f"print(answer.as_numpy({json.dumps(name)}))\n" for name in model.outputs]
     return (
-        f"\nserving {', '.join(names)}\n  http  {http}\n  grpc  {grpc}\n\n"
-        "  import tritonclient.http as triton\n"
-        f'  client = triton.InferenceServerClient("{http}")\n'
-        f'  client.get_model_metadata("{name}")\n\n'
-        "Ctrl-C ends it\n"
+        "import numpy as np\n"
+        "import tritonclient.http as triton\n"
+        "\n"
+        f"client = triton.InferenceServerClient({json.dumps(http)})\n"
+        f"inputs = [\n{''.join(inputs)}]\n"
+        f"{''.join(data)}"
+        f"answer = client.infer({json.dumps(model.name)}, inputs)\n"
+        f"{''.join(answers)}"
     )

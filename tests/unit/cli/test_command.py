@@ -12,12 +12,15 @@ from support.records import KEY, metrics
 
 from lathe_api.events import GateJudged, Notice, RunPlanned, StageFinished, StageProgress, StageRef, StageStarted
 from lathe_api.gates import GateMetric
+from lathe_api.objects import ObjectMeta
+from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.summary import GateResult, StageResult, Summary, TargetResult, TargetState, Verdict
 from lathe_api.targets import Hardware
 from lathe_cli import main, run
 from lathe_cli.live import LiveTable
 from lathe_cli.plain import Lines
 from lathe_optimizers.errors import InputError, StageError, StoreError, UnsafeFileError
+from lathe_optimizers.run import PlannedStage
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "rich", "pydantic", "yaml", "tritonclient")
 
@@ -132,14 +135,82 @@ def test_every_outcome_has_its_exit_status(command, outcome, status):
     assert "Traceback" not in err
 
 
-def test_an_unexplained_error_keeps_its_traceback(command):
-    with pytest.raises(ZeroDivisionError):
-        command(ZeroDivisionError())
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("no such thing", name="lathe_cli.gone")])
+def test_an_unexplained_error_keeps_its_traceback_and_says_what_to_do_with_it(command, error):
+    status, out, err = command(error)
+    assert status == 1
+    assert out == ""
+    assert "Traceback (most recent call last)" in err
+    assert type(error).__name__ in err
+    assert "Please report it" in err
 
 
-def test_a_missing_extra_says_what_to_install(command):
-    _, _, err = command(ModuleNotFoundError("No module named 'torch'", name="torch"))
-    assert 'install "lathe-platform[optimizers]"' in err
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("torch", 'lathe run needs the optimizers: install "lathe-platform[optimizers]"'),
+        ("onnxruntime.capi", 'lathe run needs the optimizers: install "lathe-platform[optimizers]"'),
+        ("uvloop", 'lathe run needs the runtimes: install "lathe-platform[runtimes]"'),
+        ("pyarrow", 'lathe run needs a reader of this data format: install "lathe-platform[data]"'),
+        ("rich", 'lathe run needs rich, unless --plain is given: install "lathe-platform[cli]"'),
+    ],
+)
+def test_a_missing_extra_says_what_to_install(command, module, told):
+    status, _, err = command(ModuleNotFoundError(f"No module named {module!r}", name=module))
+    assert status == 2
+    assert err == f"error: {told}\n"
+
+
+def test_every_problem_of_a_document_has_its_line(tmp_path, capsys):
+    path = tmp_path / "model.yaml"
+    path.write_text(
+        "apiVersion: lathe.dev/v1alpha1\nkind: OptimizedModel\nmetadata: {name: UPPER}\nspec: {modle: {}}\n"
+    )
+    assert main.main(["run", str(path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert all(line.startswith(f"error: {path}") for line in lines)
+    assert any("spec.modle" in line for line in lines)
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(command):
+    _, _, err = command(InputError("model.pt2", "the layer '\x1b[2J\u202e'", "Rename it"))
+    assert err == "error: model.pt2: the layer '\\x1b[2J\\u202e'. Rename it\n"
+
+
+def test_interrupted_work_is_told_to_be_kept(command):
+    assert command(KeyboardInterrupt())[2] == "interrupted; finished stages are kept\n"
+
+
+def test_a_dry_run_for_machines_is_one_json_document(command, monkeypatch):
+    planned = PlannedStage("onnx", "onnx", "Export", ("cpu",), key=None, cached=None)
+    monkeypatch.setattr(run, "preview", lambda document, options: (planned,))
+    status, out, err = command(AssertionError("a dry run does nothing"), "--dry-run", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == [
+        {"id": "onnx", "name": "onnx", "type": "Export", "targets": ["cpu"], "key": None, "cached": None}
+    ]
+    assert "onnx  Export    cpu: depends on the stages before" in command(None, "--dry-run")[1]
+
+
+def test_a_run_without_the_runtimes_writes_no_repository_and_says_so(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'tritonclient'", name="tritonclient")
+
+    told, published = [], []
+    monkeypatch.setattr(run, "_publisher", missing)
+    monkeypatch.setattr(run, "execute", lambda document, options, observe, publish: published.append(publish))
+    run._execute(OptimizedModel.model_construct(metadata=ObjectMeta(name="patterns")), None, told.append)
+    assert published == [None]
+    assert [n.message for n in told if 'install "lathe-platform[runtimes]"' in n.message]
+
+
+def test_a_reader_of_a_pipe_may_leave():
+    command = [sys.executable, "-m", "lathe_cli.main", "schema", "om"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_json_leaves_nothing_but_the_summary_on_standard_output(command):
@@ -187,6 +258,8 @@ def test_the_live_table_fits_the_terminal(width):
     text = screen.getvalue()
     assert "slim" in text
     assert "0.9500" in text
+    assert ("±0.0200" in text) == (width > 60)
+    assert "slim: 50 % train, epoch 1/2, loss 0.25, 3.0 s left" in text
     assert "gate accuracy" in text
     assert max(len(line) for line in text.splitlines()) <= width
 
@@ -230,7 +303,22 @@ def test_the_folder_operator_never_shadows_the_standard_library():
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["fly"], ["run", "x.yaml", "--serve", "apache"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["run"],
+        ["run", "x.yaml", "--serve", "apache"],
+        ["run", "x.yaml", "--seed", "-1"],
+        ["run", "x.yaml", "--seed", "2147483648"],
+        ["run", "x.yaml", "--http-port", "65536"],
+        ["serve", "x", "--grpc-port", "http"],
+        ["serve", "x", "--serve-seconds", "nan"],
+        ["serve", "x", "--serve-seconds", "0"],
+    ],
+    ids=" ".join,
+)
 def test_wrong_usage_exits_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(arguments)
