@@ -133,7 +133,10 @@ def _state(row: Row) -> RenderableType:
         return _text("cached", "cyan") if row.result.cached else _text(texts.seconds(row.result.seconds))
     if row.progress is not None:
         bar = Table.grid(padding=(0, 1, 0, 0))
-        bar.add_row(ProgressBar(total=100, completed=row.progress.percent, width=BAR), f"{row.progress.percent:.0f} %")
+        bar.add_row(
+            ProgressBar(total=100, completed=row.progress.percent, width=BAR, complete_style="cyan"),
+            f"{row.progress.percent:.0f} %",
+        )
         return bar
     return _text(row.state, "dim")
 
