@@ -12,7 +12,7 @@ from typing import Final
 
 from lathe_api.data import Metric
 from lathe_api.gates import Baseline, Gate, GateMetric
-from lathe_api.manifest import StageMetrics
+from lathe_api.manifest import LatencyRatio, StageMetrics
 from lathe_api.summary import GateResult, Verdict
 from lathe_optimizers import quality, remedies
 from lathe_optimizers.quality import Answered
@@ -127,19 +127,41 @@ def _quality(gate: Gate, metric: Metric, evidence: Evidence) -> Ruling:
 def _latency(gate: Gate, evidence: Evidence) -> Ruling:
     limit, larger, bound = _limit(gate)
     counts, why = evidence.latency_counts
-    ratio = evidence.result.metrics.latency
+    ratio = _ratio(gate, evidence)
     if ratio is None:
         return Ruling(Verdict.INCONCLUSIVE, None, bound, "no latency was measured")
     interval = Interval(ratio.value, ratio.low, ratio.high)
     noise = f"noise floor {ratio.noise_floor:.3f}"
-    measured = f"original / result is {_shown(interval)} over {ratio.rounds} paired rounds, {noise}"
+    measured = f"{gate.baseline.lower()} / result is {_shown(interval)} over {ratio.rounds} paired rounds, {noise}"
     if not counts:
         return Ruling(Verdict.INCONCLUSIVE, interval, bound, f"{measured}; it does not count: {why}")
     # What the baseline differs from itself by is no difference of the model's.
     floor = ratio.noise_floor * ratio.value
     widened = Interval(ratio.value, min(ratio.low, ratio.value - floor), max(ratio.high, ratio.value + floor))
     verdict = _verdict(widened, limit, larger=larger)
-    return Ruling(verdict, interval, bound, f"{measured}, {_words(verdict)} the bound {limit:g}")
+    words = _words(verdict)
+    if verdict is Verdict.INCONCLUSIVE and _verdict(interval, limit, larger=larger) is not verdict:
+        words = "nearer than that to"
+    return Ruling(verdict, interval, bound, f"{measured}, {words} the bound {limit:g}")
+
+
+def _ratio(gate: Gate, evidence: Evidence) -> LatencyRatio | None:
+    """Time of the baseline / time of the result.
+
+    Both were timed against the original only: against the stage before it is the quotient of both ratios, with the
+    bounds of the worst case.
+    """
+    own, before = evidence.result.metrics.latency, evidence.previous.metrics.latency
+    if gate.baseline is Baseline.ORIGINAL or own is None or before is None:
+        return own
+    return own.model_copy(
+        update={
+            "value": own.value / before.value,
+            "low": own.low / before.high,
+            "high": own.high / before.low,
+            "noise_floor": own.noise_floor + before.noise_floor,
+        }
+    )
 
 
 def _exact(gate: Gate, evidence: Evidence) -> Ruling:

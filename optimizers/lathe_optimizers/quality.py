@@ -137,9 +137,7 @@ def drop(
     sign = 1.0 if metric in LARGER_IS_BETTER else -1.0
     scale = abs(original.value) if kind is DropType.RELATIVE else 1.0
     if metric is Metric.ACCURACY:
-        one, two = (a.contributions[:, 0] > 0 for a in (original, result))
-        counts = statistics.Pairs(*(int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two)))
-        found = statistics.paired_proportions(counts, statistics.normal_quantile(confidence, two_sided=two_sided))
+        found = _accuracy_drop(original, result, confidence, two_sided=two_sided)
     else:
         value = sign * (original.value - result.value)
         low, high = statistics.bootstrap_quantiles(
@@ -150,7 +148,26 @@ def drop(
             seed,
         )
         found = Interval(value, min(low, value), max(high, value))
+        if metric is Metric.MACRO_F1:
+            # Where no answer changed, resampling sees no spread: what the samples cannot tell of accuracy they cannot
+            # tell of the average over classes either.
+            floor = _accuracy_drop(original, result, confidence, two_sided=two_sided)
+            below, above = floor.value - floor.low, floor.high - floor.value
+            found = Interval(value, min(found.low, value - below), max(found.high, value + above))
     return Interval(*(_scaled(v, scale) for v in (found.value, found.low, found.high)))
+
+
+def _accuracy_drop(original: Answered, result: Answered, confidence: float, *, two_sided: bool) -> Interval:
+    one, two = (_right(a) for a in (original, result))
+    counts = statistics.Pairs(*(int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two)))
+    return statistics.paired_proportions(counts, statistics.normal_quantile(confidence, two_sided=two_sided))
+
+
+def _right(answers: Answered) -> NDArray[np.bool_]:
+    """Which samples a classifier has right: the first third of the columns of macroF1 says it by class."""
+    columns = answers.contributions.shape[1]
+    hits = columns // 3 if answers.metric is Metric.MACRO_F1 else columns
+    return np.asarray(answers.contributions[:, :hits].any(1))
 
 
 def _scaled(value: float, scale: float) -> float:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 RESAMPLES: Final = 2000
 """Bootstrap replicates: the 2.5 % and 97.5 % quantiles then move by a few hundredths of the interval between seeds."""
 CHUNK_BYTES: Final = 1 << 26
+HALVINGS: Final = 50
+"""Of an interval of length 2: down to the precision of the arithmetic."""
 
 Combine = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """From mean contributions of two models to the compared statistic, per replicate."""
@@ -53,31 +55,35 @@ class Pairs:
 
 
 def paired_proportions(pairs: Pairs, z: float) -> Interval:
-    """Difference of two proportions on the same samples (first - second).
+    """Difference of two proportions on the same samples (first - second), by Tango's score interval.
 
-    Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635-2650): Wilson intervals of both proportions, combined
-    with their correlation. Unlike the interval of Wald it does not shrink to a point when no pair differs.
+    The interval is where a score test with the nuisance parameter at its constrained maximum likelihood does not
+    reject (Tango 1998, Statistics in Medicine 17:891-908). It holds its coverage with few discordant pairs, where
+    combinations of Wilson intervals fall short, and does not shrink to a point where there are none.
     """
-    both, first, second, neither = pairs.both, pairs.first, pairs.second, pairs.neither
-    samples = both + first + second + neither
+    samples = pairs.both + pairs.first + pairs.second + pairs.neither
     if samples == 0:
         return Interval(math.nan, -1.0, 1.0)
-    one, two = wilson(both + first, samples, z), wilson(both + second, samples, z)
-    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    correlation = 0.0
-    if margins:
-        product: float = both * neither - first * second
-        if product > 0:
-            product = max(product - samples / 2, 0.0)  # continuity correction of the method
-        correlation = product / math.sqrt(margins)
-    difference = one.value - two.value
+    value = (pairs.first - pairs.second) / samples
+    high = _score_bound(pairs.first, pairs.second, samples, z)
+    return Interval(value, -_score_bound(pairs.second, pairs.first, samples, z), high)
 
-    def spread(a: float, b: float) -> float:
-        return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))
 
-    low = difference - spread(one.value - one.low, two.high - two.value)
-    high = difference + spread(one.high - one.value, two.value - two.low)
-    return Interval(difference, max(low, -1.0), min(high, 1.0))
+def _score_bound(first: int, second: int, samples: int, z: float) -> float:
+    """Smallest difference above (first - second) / samples that the score test rejects."""
+    value = (first - second) / samples
+    inside, outside = value, 1.0
+    for _ in range(HALVINGS):
+        middle = (inside + outside) / 2
+        b = -first - second + (2 * samples - first + second) * middle
+        c = -second * middle * (1 - middle)
+        nuisance = (math.sqrt(max(b * b - 8 * samples * c, 0.0)) - b) / (4 * samples)
+        variance = max(2 * nuisance + middle * (1 - middle), 0.0)
+        if (middle - value) * samples >= z * math.sqrt(samples * variance):
+            outside = middle
+        else:
+            inside = middle
+    return outside
 
 
 def bootstrap_quantiles(

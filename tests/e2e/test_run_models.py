@@ -11,17 +11,17 @@ DISTILL = {
     "name": "student",
     "type": "Distill",
     "distill": {
-        "student": {"from": "Teacher", "width": "0.5"},
+        "student": {"from": "Teacher", "width": "0.75"},
         "losses": [{"type": "Response"}, {"type": "Feature", "weight": "0.1"}],
-        "epochs": 2,
+        "epochs": 12,
     },
 }
 PRUNE = {
     "name": "slim",
     "type": "Prune",
-    "prune": {"method": "StructuredMagnitude", "parameters": "0.2", "roundTo": 4, "finetune": {"epochs": 2}},
+    "prune": {"method": "StructuredMagnitude", "parameters": "0.2", "roundTo": 4, "finetune": {"epochs": 8}},
 }
-QAT = {"name": "int8", "type": "Quantize", "quantize": {"method": "QuantizationAware", "epochs": 1}}
+QAT = {"name": "int8", "type": "Quantize", "quantize": {"method": "QuantizationAware", "epochs": 3}}
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_the_whole_recipe_works_on(name, epochs, save_network, tmp_path, store):
     assert overall["int8Coverage"] == 1.0
 
 
+@pytest.mark.filterwarnings("default::FutureWarning")  # of torch's exporter, about torch
 def test_a_given_onnx_file_is_quantised_and_served(save_network, tmp_path, store):
     import torch
     from support.networks import export_program, plain_cnn

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from lathe_api.data import Objective, Task
 from lathe_api.manifest import Signature, TensorSpec
 from lathe_optimizers.context import Array, Dataset, Datasets, batches
+from lathe_optimizers.datasets.sources import stored_places
 from lathe_optimizers.errors import InputError
 
 BATCH: Final = 1024
+Places = NDArray[np.int64]
+"""Where samples are in their file."""
 DATATYPES: Final = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
@@ -30,7 +33,7 @@ def check_data(data: Datasets, objective: Objective) -> tuple[str, ...]:
     for field, part in _sets(data):
         if len(part) == 0:
             raise InputError(field, "0 samples", "Give at least one sample")
-        seen[field] = _check_set(field, part, objective)
+        seen[field] = seen.get(field, set()) | _check_set(field, part, objective)
     leaked = len(seen["spec.data.evaluation"] & seen.get("spec.data.train", set()))
     if leaked:
         text = (
@@ -78,9 +81,10 @@ def _check_set(field: str, part: Dataset, objective: Objective) -> set[bytes]:
     rows: set[bytes] = set()
     start = 0
     for inputs, target in batches(part, BATCH):
+        places = stored_places(part, np.arange(start, start + len(target), dtype=np.int64))
         for index, array in enumerate(inputs):
-            _check_finite(f"{field}.inputs[{index}]", array, start)
-        _check_target(f"{field}.target", target, objective.task, start)
+            _check_finite(f"{field}.inputs[{index}]", array, places)
+        _check_target(f"{field}.target", target, objective.task, places)
         rows.update(
             hashlib.blake2b(b"".join(np.ascontiguousarray(a[i]).tobytes() for a in inputs), digest_size=16).digest()
             for i in range(len(target))
@@ -89,12 +93,12 @@ def _check_set(field: str, part: Dataset, objective: Objective) -> set[bytes]:
     return rows
 
 
-def _check_finite(field: str, array: Array, start: int) -> None:
+def _check_finite(field: str, array: Array, places: Places) -> None:
     if not np.issubdtype(array.dtype, np.floating):
         return
     bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
     if bad.any():
-        row = start + int(bad.argmax())
+        row = int(places[bad.argmax()])
         raise InputError(
             field,
             f"NaN or infinite values, first in sample {row} ({int(bad.sum())} here)",
@@ -102,7 +106,7 @@ def _check_finite(field: str, array: Array, start: int) -> None:
         )
 
 
-def _check_target(field: str, target: NDArray[Any], task: Task, start: int) -> None:
+def _check_target(field: str, target: NDArray[Any], task: Task, places: Places) -> None:
     if task is Task.CLASSIFICATION:
         if not np.issubdtype(target.dtype, np.integer) or target.ndim != 1:
             raise InputError(
@@ -112,11 +116,11 @@ def _check_target(field: str, target: NDArray[Any], task: Task, start: int) -> N
             )
         if (target < 0).any():
             row = int((target < 0).argmax())
-            raise InputError(field, f"class {int(target[row])} in sample {start + row}", "Number the classes from 0")
+            raise InputError(field, f"class {int(target[row])} in sample {places[row]}", "Number the classes from 0")
     elif not np.issubdtype(target.dtype, np.number):
         raise InputError(field, f"values of type {target.dtype}", "Give numbers")
     else:
-        _check_finite(field, target, start)
+        _check_finite(field, target, places)
 
 
 def _check_input(field: str, spec: TensorSpec, array: Array) -> None:
@@ -141,19 +145,16 @@ def _check_labels(field: str, part: Dataset, output: TensorSpec) -> None:
         return
     start = 0
     for _, target in batches(part, BATCH):
-        high = _numbers(target) >= classes
+        high = np.asarray(target, np.int64) >= classes
         if high.any():
             row = int(high.argmax())
+            places = stored_places(part, np.arange(start, start + len(target), dtype=np.int64))
             raise InputError(
                 field,
-                f"class {int(target[row])} in sample {start + row} ({int(high.sum())} such samples here)",
+                f"class {int(target[row])} in sample {int(places[row])} ({int(high.sum())} such samples here)",
                 f"The model tells {classes} classes apart: use the numbers 0 to {classes - 1}",
             )
         start += len(target)
-
-
-def _numbers(array: NDArray[Any]) -> NDArray[Any]:
-    return array
 
 
 def _check_values(field: str, part: Dataset, output: TensorSpec) -> None:

@@ -1,6 +1,7 @@
 """npz files: arrays by name, never pickled objects."""
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,7 @@ def open_npz(field: str, source: DataSource, path: Path) -> ArrayDataset:
                     )
             arrays: dict[str, Array] = {item.name: file[item.field] for item in source.inputs}
             return ArrayDataset(field, arrays, file[source.target])
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError) as error:
         raise InputError(field, f"{path.name} is no npz file ({error})", "Write the file by numpy.savez") from error
     except ValueError as error:
         raise UnsafeFileError(

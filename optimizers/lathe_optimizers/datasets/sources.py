@@ -65,6 +65,11 @@ class Subset:
         return self.whole.take(self.indices[indices])
 
 
+def stored_places(data: Dataset, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the samples at `indices` are in their file: errors name samples by it."""
+    return stored_places(data.whole, data.indices[indices]) if isinstance(data, Subset) else indices
+
+
 def targets(data: Dataset, size: int = 4096) -> Array:
     """The truth of all samples, in order."""
     if isinstance(data, ArrayDataset):

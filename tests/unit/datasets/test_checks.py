@@ -7,7 +7,7 @@ from lathe_api.data import Objective
 from lathe_api.manifest import Signature, TensorSpec
 from lathe_optimizers.context import Datasets
 from lathe_optimizers.datasets import check_against_model, check_data
-from lathe_optimizers.datasets.sources import ArrayDataset
+from lathe_optimizers.datasets.sources import ArrayDataset, Subset
 from lathe_optimizers.errors import InputError
 
 CLASSES = Objective.model_validate({"task": "Classification", "metric": "accuracy"})
@@ -70,9 +70,11 @@ def test_sound_data_pass_without_remark():
     assert check_data(sets(train=train), CLASSES) == ()
 
 
-def test_evaluation_samples_in_the_training_set_are_counted():
+@pytest.mark.parametrize("held_out", [False, True])
+def test_evaluation_samples_in_the_training_set_are_counted(held_out):
     train = ArrayDataset("t", {"image": np.concatenate([X[:5], X + 1])}, np.concatenate([Y[:5], Y]))
-    (warning,) = check_data(sets(train=train), CLASSES)
+    validation = ArrayDataset("t", {"image": X + 2}, Y) if held_out else None
+    (warning,) = check_data(sets(train=train, validation=validation), CLASSES)
     assert "5 of its samples are in the training set too" in warning
 
 
@@ -97,3 +99,9 @@ def test_data_that_do_not_fit_the_model(data, signature, objective, message):
 @pytest.mark.parametrize("signature", [model(), model(shape=(-1, 1, -1)), model(output=(-1, -1))])
 def test_data_that_fit_the_model(signature):
     check_against_model(sets(), signature, CLASSES)
+
+
+def test_a_sample_of_a_part_is_named_by_its_place_in_the_file():
+    part = Subset(ArrayDataset("t", {"image": put(X, 20, np.nan)}, Y), np.arange(10, 30))
+    with pytest.raises(InputError, match="first in sample 20"):
+        check_data(sets(train=part), CLASSES)

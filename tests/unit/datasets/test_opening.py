@@ -81,6 +81,15 @@ def test_a_file_that_is_no_npz_is_named(folder, content):
         opened(folder)
 
 
+def test_a_damaged_compressed_array_is_named(folder):
+    np.savez_compressed(folder / "test.npz", x=np.random.default_rng(0).random((50, 9)), y=np.zeros(50, np.int64))
+    content = bytearray((folder / "test.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (folder / "test.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"test\.npz"):
+        opened(folder)
+
+
 def test_pickled_arrays_are_never_loaded(folder):
     marker = folder / "ran"
 

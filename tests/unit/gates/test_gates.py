@@ -131,6 +131,28 @@ def test_a_latency_of_another_machine_decides_nothing():
     assert "no VNNI here" in result.reason
 
 
+def test_a_latency_against_the_stage_before_is_the_quotient_of_both():
+    own, before = (metrics().model_copy(update=latency(*v)) for v in ((2.0, 1.9, 2.1), (4.0, 3.9, 4.1)))
+    answers, truth = sides()
+    original, previous, result = (
+        gates.Side(m, lambda metric: quality.answered(metric, answers[0], truth)) for m in (metrics(), before, own)
+    )
+    found = gates.judge(
+        Gate(name="g", metric="latencyRatio", baseline="Previous", min="0.9"),
+        target="cpu",
+        stage="int8",
+        evidence=gates.Evidence(result, original, previous, (), (True, ""), seed=0),
+    )
+    assert found.verdict == "Failed"
+    assert found.value == pytest.approx(0.5)
+
+
+def test_unchanged_answers_on_few_samples_prove_nothing_of_macro_f1():
+    answers, truth = sides(20, 20)
+    found, _ = verdict({"metric": "macroF1", "maxDrop": "0.001", "minSamples": 10}, answers=answers, truth=truth)
+    assert found == "Inconclusive"
+
+
 def regression(noise):
     rng = np.random.default_rng(0)
     truth = rng.standard_normal(500)

