@@ -20,7 +20,7 @@ $(EXAMPLE)/build/teacher.pt2: $(EXAMPLE)/train.py
 	$(BIN)/python $(EXAMPLE)/train.py
 
 test: env ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env ## style, types and the arrows between the rooms
 	$(BIN)/ruff check .

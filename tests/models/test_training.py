@@ -247,7 +247,8 @@ def test_the_rate_follows_its_schedule(schedule, expected):
     assert [fitting.rate(how, step, 100) for step in (0, 25, 50, 75, 100)] == pytest.approx(expected, abs=1e-5)
 
 
-def test_progress_stays_in_its_span_and_names_epoch_and_loss(tmp_path):
+def test_progress_stays_in_its_span_and_names_epoch_and_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "REPORT_SECONDS", float("inf"))
     recorder = Recorder()
     ctx = context(tmp_path, report=recorder)
     training.fit(graph(), blobs(40), CLASSIFY, options(), slot="train", ctx=ctx, span=training.Span(0.2, 0.8))
