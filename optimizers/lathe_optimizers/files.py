@@ -14,6 +14,7 @@ from lathe_optimizers.errors import StoreError
 
 CHUNK: Final = 1 << 20
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def explained(path: object) -> Iterator[None]:
             raise StoreError(
                 f"{path}: no space left on the device. Free some space, or choose another place by --store or --out"
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        if error.errno in _REFUSED:
             raise StoreError(
                 f"{path}: not writable ({error.strerror}). Choose another place by --store or --out"
             ) from error

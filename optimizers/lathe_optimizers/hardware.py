@@ -51,7 +51,8 @@ def can_run(hardware: Hardware) -> tuple[bool, str]:
         case Hardware.EDGE:
             return True, ""
         case Hardware.CUDA:
-            return has_gpu(), "" if has_gpu() else "Cuda needs an NVIDIA GPU, and this machine has none"
+            missing = "" if has_gpu() else ", and this machine has no NVIDIA GPU"
+            return False, f"artifacts for Cuda are not built in this version{missing}"
         case Hardware.ARM64:
             return arm, "" if arm else f"Arm64 artifacts do not run on {platform.machine()}"
         case Hardware.X86_VNNI | Hardware.X86_AVX2:

@@ -223,6 +223,12 @@ def _available(document: OptimizedModel) -> tuple[Stage, ...]:
             f"the recipe {document.spec.recipe.ref.name!r} is not resolved",
             "Give the file with the recipe too, or write the stages inline",
         )
+    if document.spec.data.preprocessing:
+        raise InputError(
+            "spec.data.preprocessing",
+            "preprocessing is not available in this version",
+            "Store the samples as the network takes them, and leave the field out",
+        )
     stages = plan.stage_list(document)
     for index, stage in enumerate(stages):
         registry.check_available(stage, index)

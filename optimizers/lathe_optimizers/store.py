@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from lathe_api.manifest import Blob, StageRecord
 from lathe_optimizers import files
-from lathe_optimizers.errors import StoreError
+from lathe_optimizers.errors import InputError, StoreError
 from lathe_optimizers.places import LocalPlace, Place, RemotePlace
 
 STALE_SECONDS: Final = 24 * 3600.0
@@ -59,7 +59,12 @@ class Store:
             self.scratch = path / "tmp"
         else:
             self.scratch = cache or Path(tempfile.gettempdir()) / f"lathe-cache-{os.getuid()}"
-            self.place = RemotePlace(uri, self.scratch / "blobs")
+            try:
+                self.place = RemotePlace(uri, self.scratch / "blobs")
+            except (ImportError, ValueError) as error:
+                raise InputError(
+                    "--store", f"{uri} cannot be opened ({error})", "Write a folder or a known URI"
+                ) from error
 
     def put(self, source: Path) -> Blob:
         """Take a file in; the same bytes are kept once.

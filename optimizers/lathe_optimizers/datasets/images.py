@@ -1,5 +1,6 @@
 """Image folders: one folder per class, named after it; classes are numbered by the sorted names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,18 +16,36 @@ MAX_PIXELS: Final = 50_000_000
 
 
 class ImageFolder:
-    """Images read when they are asked for: float32 of shape (samples, channels, height, width), 0 to 1."""
+    """Images read when they are asked for: float32 of shape (samples, channels, height, width), 0 to 1.
 
-    def __init__(self, field: str, source: DataSource, root: Path) -> None:
+    Args:
+        field: field path of the data set, for errors.
+        source: its declaration.
+        root: the folder that holds the class folders.
+        classes: names by number, where another set of the document has numbered them already.
+
+    Raises:
+        InputError: a class that the other set does not have, or more than one input.
+    """
+
+    def __init__(self, field: str, source: DataSource, root: Path, classes: Sequence[str] | None = None) -> None:
         if len(source.inputs) != 1 or source.inputs[0].field != "image":
             raise InputError(f"{field}.inputs", "an image folder feeds one input", "Write one input with field: image")
         self.field = field
         self.name = source.inputs[0].name
-        self.classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        own = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.classes = own if classes is None else list(classes)
+        for name in own:
+            if name not in self.classes:
+                raise InputError(
+                    f"{field}.uri",
+                    f"the class folder {name}",
+                    f"The training set has the classes {', '.join(self.classes)}: name the folder so, or remove it",
+                )
         found = [
             (file, number)
             for number, name in enumerate(self.classes)
-            for file in sorted((root / name).rglob("*"))
+            for file in sorted((root / name).rglob("*") if (root / name).is_dir() else ())
             if file.suffix.lower() in ENDINGS
         ]
         self.files = [file for file, _ in found]

@@ -1,6 +1,6 @@
 """Opens what a document declares, and splits it by seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,16 +31,18 @@ def open_datasets(data: Data, locate: Callable[[str, DataSource], Path], seed: i
     Raises:
         InputError: a set cannot be read.
     """
+    classes: Sequence[str] | None = None
 
     def opened(field: str, source: DataSource) -> Dataset:
-        return open_source(field, source, locate(field, source))
+        return open_source(field, source, locate(field, source), classes)
 
-    evaluation = opened("spec.data.evaluation", data.evaluation)
     train = validation = calibration = None
     if data.train is not None:
         whole = opened("spec.data.train", data.train)
+        classes = whole.classes if isinstance(whole, ImageFolder) else None
         kept, held = split(targets(whole), float(data.validation_share), seed)
         train, validation = Subset(whole, kept), Subset(whole, held)
+    evaluation = opened("spec.data.evaluation", data.evaluation)
     if data.calibration.source is not None:
         own = opened("spec.data.calibration.source", data.calibration.source)
         calibration = Subset(own, evenly(targets(own), data.calibration.samples, seed))
@@ -49,8 +51,8 @@ def open_datasets(data: Data, locate: Callable[[str, DataSource], Path], seed: i
     return Datasets(evaluation=evaluation, train=train, validation=validation, calibration=calibration)
 
 
-def open_source(field: str, source: DataSource, path: Path) -> Dataset:
-    """One data set.
+def open_source(field: str, source: DataSource, path: Path, classes: Sequence[str] | None = None) -> Dataset:
+    """One data set; `classes` numbers the folders of images where another set has done so already.
 
     Raises:
         InputError: it cannot be read, or its format is not known.
@@ -62,7 +64,7 @@ def open_source(field: str, source: DataSource, path: Path) -> Dataset:
         case DataFormat.PARQUET:
             return open_parquet(field, source, path)
         case DataFormat.IMAGE_FOLDER if path.is_dir():
-            return ImageFolder(field, source, path)
+            return ImageFolder(field, source, path, classes)
         case DataFormat.IMAGE_FOLDER:
             raise InputError(f"{field}.uri", f"{path.name} is a file", "Write the folder that holds the class folders")
         case None:

@@ -195,3 +195,15 @@ def test_a_torn_image_is_named(folder):
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=r"2\.png is no readable image"):
         opened(folder, evaluation=source).evaluation.take(np.arange(3))
+
+
+def test_classes_of_images_are_numbered_by_the_training_set(folder):
+    source = image_folder(folder)
+    (folder / "few" / "dog").mkdir(parents=True)
+    (folder / "images" / "dog" / "2.png").rename(folder / "few" / "dog" / "2.png")
+    (folder / "images" / "dog" / "0.png").write_bytes((folder / "images" / "cat" / "0.png").read_bytes())
+    data = opened(folder, train=source, evaluation=source | {"uri": "few"})
+    assert data.evaluation.take(np.array([0]))[1].tolist() == [1]
+    (folder / "few" / "bird").mkdir()
+    with pytest.raises(InputError, match="the class folder bird"):
+        opened(folder, train=source, evaluation=source | {"uri": "few"})

@@ -14,7 +14,7 @@ from support.records import stage_record
 
 from lathe_api.manifest import Blob
 from lathe_optimizers import files
-from lathe_optimizers.errors import StoreError
+from lathe_optimizers.errors import InputError, StoreError
 from lathe_optimizers.store import Store
 
 
@@ -159,6 +159,11 @@ def test_a_waiting_process_is_told_before_it_waits(tmp_path):
         assert told.wait(10)
     waiter.join(10)
     assert not waiter.is_alive()
+
+
+def test_an_unknown_kind_of_store_is_named():
+    with pytest.raises(InputError, match=r"--store: nosuch://x cannot be opened"):
+        Store("nosuch://x")
 
 
 def test_replacing_a_folder_keeps_exactly_the_new_one(tmp_path):
