@@ -51,8 +51,6 @@ class ModelRevisionSpec(ApiModel):
     """Its generation at that time."""
     cause: RevisionCause = RevisionCause.SPEC
     """Why the revision was made."""
-    inputs: Annotated[tuple[ResolvedInput, ...], Field(min_length=1, max_length=64)]
-    """All that went in, by digest."""
     model: ModelSource
     """The given model."""
     data: Data
@@ -70,12 +68,11 @@ class ModelRevisionSpec(ApiModel):
     store: Store = Store()
     """Where artifacts are."""
     hash: Digest
-    """sha256 over inputs, recipe, targets and seed; the name of the revision ends in its beginning."""
+    """sha256 over everything here that decides the result; the name of the revision ends in its beginning."""
 
     @model_validator(mode="after")
     def _possible(self) -> "ModelRevisionSpec":
         findings = stage_findings(self.stages)
-        findings += duplicates((i.field for i in self.inputs), "inputs", field="field")
         findings += duplicates((g.name for g in self.gates), "gates")
         findings += duplicates((t.name for t in self.targets), "targets")
         refuse("revision", findings)
@@ -91,6 +88,8 @@ class ModelRevisionStatus(ApiModel):
     """Generation of `spec` that all of this is about."""
     conditions: Conditions = ()
     """For machines."""
+    inputs: Annotated[tuple[ResolvedInput, ...], Field(max_length=64)] = ()
+    """All that went in, by digest; written by the first Job, which reads the files."""
     verdict: Verdict | None = None
     """The worst verdict of all gates."""
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=256)] = ()

@@ -175,7 +175,9 @@ class TargetStatus(ApiModel):
     state: TargetState | None = None
     """What became of it in the newest run."""
     artifact: Digest | None = None
-    """sha256 of the file that is served."""
+    """sha256 of the file that is to be served."""
+    serving: Digest | None = None
+    """sha256 that the server which answers reports."""
     repository: Uri | None = None
     """Where the model repository is."""
     size_ratio: Decimal | None = None
@@ -184,6 +186,8 @@ class TargetStatus(ApiModel):
     """Time of the original / time of the artifact."""
     quality: Decimal | None = None
     """Value of the objective's metric on the evaluation set."""
+    original_quality: Decimal | None = None
+    """Value of that metric for the original."""
     quality_drop: Decimal | None = None
     """Loss of it against the original, positive when worse."""
     replicas: Count | None = None
@@ -332,6 +336,23 @@ class LearningStatus(ApiModel):
     """Why this state."""
 
 
+Cell = Annotated[str, Field(max_length=63)]
+"""What a column of `kubectl get om` shows."""
+
+
+class Columns(ApiModel):
+    """What `kubectl get om` shows besides the summary; for people only."""
+
+    revision: Cell | None = None
+    """Last part of the name of the revision that belongs to `spec`."""
+    quality: Cell | None = None
+    """The objective's metric, original and final: `96.9 → 95.4 %`."""
+    size: Cell | None = None
+    """Bytes of the original / bytes of the artifact: `10.3x`."""
+    speedup: Cell | None = None
+    """Time of the original / time of the artifact: `3.1x`."""
+
+
 class OptimizedModelStatus(ApiModel):
     """What became of an OptimizedModel."""
 
@@ -341,6 +362,8 @@ class OptimizedModelStatus(ApiModel):
     """Generation of `spec` that all of this is about."""
     conditions: Conditions = ()
     """For machines."""
+    columns: Columns | None = None
+    """For `kubectl get om`."""
     observed_revision: Revision | None = None
     """Revision that belongs to `spec`."""
     serving_revision: Revision | None = None
