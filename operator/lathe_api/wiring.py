@@ -1,4 +1,4 @@
-"""Names that the operator, the Jobs it starts and the servers agree on: labels, paths in pods, environment variables."""
+"""Names that the operator, the Jobs it starts and the servers agree on: labels, paths in pods, exit statuses."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ VOLUMES: Final = "/mnt/lathe/volumes"
 SCRATCH: Final = "/mnt/lathe/scratch"
 """Writable emptyDir of a Job's pod; HOME and TMPDIR lie in it, as its root file system is read-only."""
 REPOSITORIES: Final = "repositories"
-"""Folder of the store with one Triton model repository for each revision and target: `repositories/<revision>/<target>`."""
+"""Folder of the store: a Triton model repository per revision and target, `repositories/<revision>/<target>`."""
 MODEL_MOUNT: Final = "/mnt/models"
 """Where KServe mounts the repository in a server."""
 
