@@ -29,7 +29,7 @@ class Trouble:
 def pods_trouble(pods: Sequence[Json], claims: Sequence[Json]) -> Trouble | None:
     """The first thing that keeps one of the pods from running."""
     for pod in sorted(pods, key=_created, reverse=True):
-        if dig(pod, "status", "phase") in ("Succeeded",):
+        if dig(pod, "status", "phase") == "Succeeded":
             continue
         if trouble := _waiting(pod) or _unscheduled(pod, claims):
             return trouble

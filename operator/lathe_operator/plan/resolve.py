@@ -57,7 +57,7 @@ def resolve(model: OptimizedModel, observed: Observed, settings: Settings) -> Op
     """The model with its stages written out and every place absolute.
 
     Raises:
-        RefusalError: a recipe is missing or does not fit, a relative path has no place to start from, a store is missing.
+        RefusalError: a recipe is missing or does not fit, a relative path has no start, a store is missing.
     """
     try:
         inline = resolve_recipe(model, _recipes(observed.recipes))

@@ -38,8 +38,9 @@ def server_state(wanted: Json, promised: str, observed: Observed) -> ServerState
     deployment = find(observed.deployments, f"{name}-predictor")
     served = observed.served.get(name)
     if deployment is None:
-        trouble = _refused_by_kserve(find(observed.inference_services, name)) or _waiting("Starting servers")
-        return ServerState(ready=False, replicas=0, ready_replicas=0, served=served, trouble=trouble)
+        refused = _refused_by_kserve(find(observed.inference_services, name))
+        waiting = refused or _waiting("Starting servers")
+        return ServerState(ready=False, replicas=0, ready_replicas=0, served=served, trouble=waiting)
     replicas = int(dig(deployment, "spec", "replicas", default=1))
     available = int(dig(deployment, "status", "availableReplicas", default=0))
     trouble = _first(
