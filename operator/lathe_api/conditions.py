@@ -88,7 +88,8 @@ def ready(
     """The conditions with Ready computed from those that are needed for it.
 
     The first needed one that is False decides, else the first that is Unknown, absent or of an older generation; its
-    reason and message become those of Ready, so that one line tells what is missing.
+    reason and message become those of Ready, so that one line tells what is missing. Ready is never Unknown: what is not
+    known to be ready is not.
     """
     blocking: Condition | None = None
     for kind in needed:
@@ -109,7 +110,7 @@ def ready(
             blocking = found
     summary = condition(
         ConditionType.READY,
-        blocking.status if blocking else ConditionStatus.TRUE,
+        ConditionStatus.FALSE if blocking else ConditionStatus.TRUE,
         reason=blocking.reason if blocking else "AllConditionsHold",
         message=blocking.message if blocking else "",
         generation=generation,

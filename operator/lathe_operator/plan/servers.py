@@ -42,6 +42,9 @@ def server_state(wanted: Json, promised: str, observed: Observed) -> ServerState
         waiting = refused or _waiting("Starting servers")
         return ServerState(ready=False, replicas=0, ready_replicas=0, served=served, trouble=waiting)
     replicas = int(dig(deployment, "spec", "replicas", default=1))
+    if replicas == 0:
+        # Nothing can be asked; what is stored was proved before it was published.
+        return ServerState(ready=True, replicas=0, ready_replicas=0, served=None, trouble=None)
     available = int(dig(deployment, "status", "availableReplicas", default=0))
     trouble = _first(
         _rolled_out(deployment, replicas, wanted, observed),

@@ -82,9 +82,9 @@ READY_TABLE = {
         FALSE,
         "StoreFull",
     ),
-    "one unknown": ([observed(status=UNKNOWN, reason="Running"), observed(PUBLISHED)], UNKNOWN, "Running"),
-    "one absent": ([observed()], UNKNOWN, "PublishedNotObserved"),
-    "one of an older spec": ([observed(generation=0), observed(PUBLISHED)], UNKNOWN, "OptimizedNotObserved"),
+    "one unknown": ([observed(status=UNKNOWN, reason="Running"), observed(PUBLISHED)], FALSE, "Running"),
+    "one absent": ([observed()], FALSE, "PublishedNotObserved"),
+    "one of an older spec": ([observed(generation=0), observed(PUBLISHED)], FALSE, "OptimizedNotObserved"),
 }
 
 
