@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from lathe_api.optimizedmodel import OptimizedModel
-from lathe_api.stageorder import known_stage_names
+from lathe_api.stageorder import IMPORT_STAGE, known_stage_names
 from lathe_api.status import ConditionType
 from lathe_api.wiring import LABEL_REVISION
 from lathe_operator.plan import names
@@ -73,7 +73,7 @@ def progress(revision: Json, model: OptimizedModel, segment: Segment | None = No
     running = next((s for s in stages if s.get("state") == "Running"), None)
     if running is None:
         begun = {_short(s) for s in stages}
-        pending = [n for n in (segment.stages if segment else order) if n not in begun]
+        pending = [n for n in (segment.stages if segment else order) if n not in begun and n != IMPORT_STAGE]
         return _counted(pending[0], order) if pending else "Optimizing"
     name = _short(running)
     if running.get("percent") is None:
