@@ -88,8 +88,8 @@ def ready(
     """The conditions with Ready computed from those that are needed for it.
 
     The first needed one that is False decides, else the first that is Unknown, absent or of an older generation; its
-    reason and message become those of Ready, so that one line tells what is missing. Ready is never Unknown: what is not
-    known to be ready is not.
+    reason and message become those of Ready, so that one line tells what is missing. Ready is never Unknown: what is
+    not known to be ready is not.
     """
     blocking: Condition | None = None
     for kind in needed:
