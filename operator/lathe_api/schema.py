@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from lathe_api.base import BOUND
 from lathe_api.documents import KINDS
 from lathe_api.errors import UnknownKindError
 
@@ -65,7 +66,7 @@ def _tidy(schema: Any) -> Any:
         schema = {**rest[0], **outer} if len(rest) == 1 else {**outer, "anyOf": rest}
     tidy: dict[str, Any] = {}
     for key, value in schema.items():
-        if key == "title" and isinstance(value, str):
+        if (key == "title" and isinstance(value, str)) or key == BOUND:
             continue
         named = key in ("properties", "$defs") and isinstance(value, dict)
         tidy[key] = {name: _tidy(item) for name, item in value.items()} if named else _tidy(value)
