@@ -17,6 +17,7 @@ INTERRUPTED: Final = 130
 LARGEST_PORT: Final = 65535
 LARGEST_SEED: Final = 2**31 - 1
 """As in documents."""
+LARGEST_SEGMENT: Final = 99
 EXTRAS: Final = {
     "optimizers": ("fsspec", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch", "torchao"),
     "runtimes": ("google", "grpc", "httptools", "tritonclient", "uvloop"),
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _dispatch(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        kept = "; finished stages are kept" if options.command == "run" else ""
-        print(f"interrupted{kept}", file=sys.stderr)
+        kept = "; finished stages are kept" if options.command in {"run", "job"} else ""
+        _tell(f"interrupted{kept}", options.command)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has seen enough. Python must not complain about it when it ends.
@@ -63,21 +64,30 @@ def _explain(error: Exception, command: str) -> int:
     """Tell what went wrong; the exit status."""
     extra = _missing_extra(error, command)
     if extra is not None:
-        print(f'error: lathe {command} needs {NEEDED[extra]}: install "lathe-platform[{extra}]"', file=sys.stderr)
+        _tell(f'error: lathe {command} needs {NEEDED[extra]}: install "lathe-platform[{extra}]"', command)
         return BAD_INPUT
     status = _status(error)
     if status is None:
         import traceback
 
         traceback.print_exception(error)
-        print(f"\n{BUG}", file=sys.stderr)
+        _tell(f"\n{BUG}", command, reason=f"{type(error).__name__}: {error}. {BUG}")
         return FAILED
     from lathe_cli.texts import printable
 
-    for line in str(error).splitlines():
-        told = printable(line)
-        print(f"error: {told}" if not line.startswith(" ") else told, file=sys.stderr)
+    lines = [printable(line) for line in str(error).splitlines()]
+    text = "\n".join(line if line.startswith(" ") else f"error: {line}" for line in lines)
+    _tell(text, command, reason="\n".join(lines))
     return status
+
+
+def _tell(text: str, command: str, *, reason: str | None = None) -> None:
+    """Say why a command ends; a Job's pod also leaves it where Kubernetes reads it."""
+    print(text, file=sys.stderr)
+    if command == "job":
+        from lathe_cli.jobplaces import leave_reason
+
+        leave_reason(reason or text)
 
 
 def _missing_extra(error: Exception, command: str) -> str | None:
@@ -95,6 +105,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from lathe_cli.run import run
 
             return run(options)
+        case "job":
+            from lathe_cli.job import job
+
+            return job(options)
         case "serve":
             from lathe_cli.serve import serve
 
@@ -168,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="JSON Schema of a kind, for editors")
     schema.add_argument("kind", metavar="KIND", help="OptimizedModel, OptimizationRecipe, … or a short name such as om")
 
+    job = commands.add_parser("job", help="one segment of a ModelRevision, as a Job's pod runs it")
+    job.add_argument("revision", type=Path, metavar="REVISION_FILE", help="the ModelRevision, as JSON")
+    job.add_argument("--segment", type=_segment, required=True, metavar="N", help="which segment; 0 is the first")
+    job.add_argument("--until", metavar="STAGE", help="end after this stage (the last of the segment)")
+
     commands.add_parser("version", help="the version of Lathe")
     return parser
 
@@ -185,6 +204,10 @@ def _port(text: str) -> int:
 
 def _seed(text: str) -> int:
     return _within(text, LARGEST_SEED)
+
+
+def _segment(text: str) -> int:
+    return _within(text, LARGEST_SEGMENT)
 
 
 def _within(text: str, largest: int) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from lathe_api.base import ApiModel
+from lathe_api.base import ApiModel, Digest
 from lathe_api.summary import GateResult, StageResult
 
 
@@ -25,6 +25,8 @@ class RunPlanned(ApiModel):
     name: str
     revision: str
     stages: tuple[StageRef, ...]
+    inputs: dict[str, Digest] = {}
+    """Digest of every file that goes in, by field path."""
 
 
 class StageStarted(ApiModel):

@@ -44,6 +44,8 @@ class RunOptions:
     """Last stage to do."""
     targets: tuple[str, ...] = ()
     """Targets to build; by default all that this machine can run."""
+    revision: str | None = None
+    """Name of the revision; by default made of the document and its files."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class _Run:
         self.places = locations.locate(document, self.recipe, options.base, self.store)
         self.nodes = plan.nodes(self.recipe, self.able, until=options.until)
         self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.host_class())
-        self.revision = plan.revision_of(document, locations.digests(self.places), self.seed)
+        self.digests = locations.digests(self.places)
+        self.revision = options.revision or plan.revision_of(document, self.digests, self.seed)
         self._data: Datasets | None = None
 
     def preview(self) -> tuple[PlannedStage, ...]:
@@ -122,7 +125,8 @@ class _Run:
 
     def execute(self, publish: Publish | None) -> Summary:
         refs = tuple(StageRef(id=n.id, name=n.name, type=n.type, targets=_names(n.targets)) for n in self.nodes)
-        self.observe(RunPlanned(name=self.document.metadata.name, revision=self.revision, stages=refs))
+        name = self.document.metadata.name
+        self.observe(RunPlanned(name=name, revision=self.revision, stages=refs, inputs=self.digests))
         for name, why in self.skipped.items():
             self.observe(Notice(message=f"target {name} is skipped: {why}"))
         with runfolder.prepared(self.options.out) as folder:
