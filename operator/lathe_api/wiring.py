@@ -29,6 +29,9 @@ REPOSITORIES: Final = "repositories"
 MODEL_MOUNT: Final = "/mnt/models"
 """Where KServe mounts the repository in a server."""
 
+DIGEST_PARAMETER: Final = "lathe.digest"
+"""Parameter of a served model's configuration that holds the sha256 of its artifact."""
+
 HTTP_PORT: Final = 8080
 GRPC_PORT: Final = 9000
 

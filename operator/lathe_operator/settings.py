@@ -38,6 +38,8 @@ class Settings:
     """Namespaces that are watched, separated by commas; none for all."""
     cluster_domain: str = "cluster.local"
     """Domain of the cluster's Services."""
+    server_url: str = "http://{service}.{namespace}.svc.{domain}"
+    """Where the servers of an InferenceService are asked what they serve; changed where the operator runs outside."""
     resync_seconds: float = 300.0
     """Every object is looked at again after this long, whatever the watches say."""
 
@@ -76,5 +78,6 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         stage_env=objects("STAGE_ENV"),
         watch_namespaces=tuple(n.strip() for n in (text("WATCH_NAMESPACES") or "").split(",") if n.strip()),
         cluster_domain=text("CLUSTER_DOMAIN") or Settings.cluster_domain,
+        server_url=text("SERVER_URL") or Settings.server_url,
         resync_seconds=resync,
     )
