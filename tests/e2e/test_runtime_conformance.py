@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.servers import DIGEST, LIBRARIES, MAX_BATCH, TYPES, call, fill_repository, infer, tensors
+from support.servers import LIBRARIES, MAX_BATCH, TYPES, call, fill_repository, infer, promised, tensors
 from tritonclient.utils import InferenceServerException
 
 from lathe_runtimes.errors import EnvironmentUnavailableError
@@ -203,17 +203,17 @@ def test_metadata_names_inputs_and_outputs(server):
             assert [(one.name, one.datatype, list(one.shape)) for one in getattr(remote, key)] == side
 
 
-def test_the_configuration_carries_digest_and_mode(server):
+def test_the_configuration_carries_digest_and_mode(server, tmp_path):
     dynamic = call(server, "http", "get_model_config", "mlp_delayed")
     single = call(server, "http", "get_model_config", "mlp_single")
-    assert dynamic["parameters"]["lathe.digest"]["string_value"] == DIGEST
+    assert dynamic["parameters"]["lathe.digest"]["string_value"] == promised(tmp_path, "mlp_delayed")
     assert dynamic["max_batch_size"] == MAX_BATCH
     assert dynamic["dynamic_batching"]["max_queue_delay_microseconds"] == 2000
     assert single["max_batch_size"] == 0
     assert "dynamic_batching" not in single
     assert single["input"][0]["dims"] == [-1, 16]
     remote = call(server, "grpc", "get_model_config", "mlp").config
-    assert remote.parameters["lathe.digest"].string_value == DIGEST
+    assert remote.parameters["lathe.digest"].string_value == promised(tmp_path, "mlp")
 
 
 def test_server_metadata_and_index(server):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
-from support.servers import DIGEST, call, connected, fill_repository, infer, read_answer
+from support.servers import call, connected, fill_repository, infer, promised, read_answer
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -233,8 +233,9 @@ def test_http_10_closes_after_the_answer(server):
         assert connection.recv(10) == b""
 
 
-def test_metadata_names_the_digest_of_the_artifact(server):
-    assert call(server, "http", "get_model_metadata", "mlp")["properties"] == {"lathe.digest": DIGEST}
+def test_metadata_names_the_digest_of_the_artifact(server, tmp_path):
+    found = call(server, "http", "get_model_metadata", "mlp")["properties"]
+    assert found == {"lathe.digest": promised(tmp_path, "mlp")}
 
 
 def test_a_large_tensor_goes_through_in_one_piece(server):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ from lathe_api.targets import Batch, Hardware, Serving, ServingMode
 from lathe_runtimes.modelconfig import Profile
 from lathe_runtimes.repository import write_repository
 
-DIGEST = f"sha256:{'ab' * 32}"
 MAX_BATCH = 8
 SINGLE = Serving()
 DYNAMIC = Serving(mode=ServingMode.DYNAMIC_BATCH, batch=Batch(max_size=MAX_BATCH))
@@ -140,20 +140,34 @@ MODELS = (
 )
 
 
+def digest_of(path: Path) -> str:
+    """As configurations promise it."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def promised(scratch: Path, name: str) -> str:
+    """Digest that the configuration of one of the models above promises."""
+    path = scratch / f"{name}.onnx"
+    {given: make for given, make, _ in MODELS}[name](path)
+    return digest_of(path)
+
+
 def fill_repository(root: Path, scratch: Path, profile: Profile, names: Sequence[str] = ()) -> Path:
     """A repository of the models above, or of those named."""
     for name, make, serving in MODELS:
         if names and name not in names:
             continue
         path = scratch / f"{name}.onnx"
+        signature = make(path)
+        digest = digest_of(path)
         write_repository(
             root,
             name=name,
             onnx=path,
-            signature=make(path),
+            signature=signature,
             serving=serving,
             hardware=Hardware.X86_AVX2,
-            digest=DIGEST,
+            digest=digest,
             profile=profile,
             threads=1,
         )

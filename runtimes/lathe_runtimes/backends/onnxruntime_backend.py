@@ -30,7 +30,8 @@ class OnnxSession:
     """One session of one model; `run` may be called from several threads at once.
 
     Args:
-        path: the ONNX file.
+        content: of the ONNX file.
+        path: where that was read, for messages.
         outputs: names of the outputs to compute, in the order in which `run` gives them.
         threads: threads of one inference.
         gpu: run on CUDA.
@@ -39,7 +40,7 @@ class OnnxSession:
         ModelLoadError: ONNX Runtime refuses the file, or has no CUDA provider.
     """
 
-    def __init__(self, path: Path, outputs: Sequence[str], *, threads: int, gpu: bool = False) -> None:
+    def __init__(self, content: bytes, path: Path, outputs: Sequence[str], *, threads: int, gpu: bool = False) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -53,7 +54,7 @@ class OnnxSession:
             )
         providers = (["CUDAExecutionProvider"] if gpu else []) + ["CPUExecutionProvider"]
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=providers)
+            self._session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         self.input_types = {given.name: _ONNX_TYPES.get(given.type, given.type) for given in self._session.get_inputs()}

@@ -3,6 +3,7 @@
 Copied into the model repository; it runs in Triton's own environment and so imports nothing of Lathe.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ class TritonPythonModel:
             options.intra_op_num_threads = int(threads["string_value"])
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        content = path.read_bytes()
+        _verify(config, content)
         providers = ["CPUExecutionProvider"]
         if args["model_instance_kind"] == "GPU":
             providers.insert(0, "CUDAExecutionProvider")
-        self.session = ort.InferenceSession(str(path), options, providers=providers)
+        self.session = ort.InferenceSession(content, options, providers=providers)
         self.inputs = [(given["name"], given["data_type"] == "TYPE_STRING") for given in config["input"]]
         self.outputs = [made["name"] for made in config["output"]]
         self.batched = config.get("max_batch_size", 0) > 0
@@ -85,6 +88,14 @@ class TritonPythonModel:
             pb_utils.Tensor(name, result) for name, result in zip(self.outputs, results, strict=True) if name in wanted
         ]
         return pb_utils.InferenceResponse(tensors)
+
+
+def _verify(config: Any, content: bytes) -> None:
+    promised = config.get("parameters", {}).get("lathe.digest", {}).get("string_value")
+    found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if promised and promised != found:
+        message = f"model.onnx has {found}, but config.pbtxt promises {promised}: it was changed after publication"
+        raise pb_utils.TritonModelException(message)
 
 
 def _failure(message: str) -> Any:

@@ -1,10 +1,13 @@
 """A loaded model: what it accepts, how requests are checked, and its engine."""
 
+import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from tritonclient.grpc import model_config_pb2
@@ -13,11 +16,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from lathe_runtimes.backends.onnxruntime_backend import OnnxSession, zeros
 from lathe_runtimes.datatypes import BY_CONFIG, Array, Datatype
 from lathe_runtimes.errors import ModelLoadError
-from lathe_runtimes.modelconfig import ONNX_PLATFORM, THREADS_PARAMETER
+from lathe_runtimes.modelconfig import DIGEST_PARAMETER, ONNX_PLATFORM, THREADS_PARAMETER
 from lathe_runtimes.repository import ONNX, StoredModel
 from lathe_runtimes.server.engine import Engine, Feeds, Result, Sessions, measure_costs
 from lathe_runtimes.server.errors import Kind, RequestError
 
+CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container with a limit: microseconds of time in each period, which more threads would use up sooner."""
 PROBE_ROWS: Final = 32
 """Largest batch that is measured for a model that is served sample by sample."""
 
@@ -45,15 +50,20 @@ class Model:
         """
         self.name = stored.config.name
         self.version = str(version)
-        self.config = stored.config
-        self.digest = stored.digest
+        path = _path(stored, version)
+        content = _read(path, self.name)
+        self.digest = _verified(stored, path, content)
+        # A copy: another version of the model has another digest.
+        self.config = ModelConfig()
+        self.config.CopyFrom(stored.config)
+        self.config.parameters[DIGEST_PARAMETER].string_value = self.digest
         self.max_batch_size: int = stored.config.max_batch_size
         self.batching = stored.config.HasField("dynamic_batching") and self.max_batch_size > 1
         batched = self.max_batch_size > 0
         self.inputs = {tensor.name: tensor for tensor in _tensors(stored.config.input, batched=batched)}
         self.outputs = tuple(_tensors(stored.config.output, batched=batched))
         self.output_index = {tensor.name: at for at, tensor in enumerate(self.outputs)}
-        sessions = _load(stored, version, self.inputs.values(), self.outputs, threads)
+        sessions = _load(stored.config, path, content, self.inputs.values(), self.outputs, threads)
         free = all(tensor.shape[:1] == (-1,) for tensor in self.inputs.values())
         costs = measure_costs(
             sessions.narrow,
@@ -227,8 +237,13 @@ def load_models(stored: Sequence[StoredModel], *, threads: int) -> Registry:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: those it may run on, and of these the share of its control group, rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores  # there is none, or it is `max`
 
 
 def _tensors(
@@ -255,22 +270,53 @@ def _configured_threads(config: ModelConfig) -> int | None:
     return int(found.string_value)
 
 
-def _load(
-    stored: StoredModel, version: int, inputs: Iterable[Tensor], outputs: Sequence[Tensor], threads: int
-) -> Sessions:
-    config: ModelConfig = stored.config
-    path = stored.folder / str(version) / (config.default_model_filename or ONNX)
+def _path(stored: StoredModel, version: int) -> Path:
+    config = stored.config
     if config.platform != ONNX_PLATFORM and config.backend != "onnxruntime":
         backend = config.platform or config.backend or "none"
         raise ModelLoadError(
             f"model {config.name!r}: the Lathe runtime serves platform {ONNX_PLATFORM!r}; found {backend!r}. "
             "Write the repository with the onnxruntime profile."
         )
+    path = stored.folder / str(version) / (config.default_model_filename or ONNX)
     if path.parent.parent != stored.folder or not path.is_file():
         raise ModelLoadError(f"model {config.name!r}: no file {path}")
+    return path
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelLoadError(f"model {name!r}: {path} cannot be read: {error.strerror}") from error
+
+
+def _verified(stored: StoredModel, path: Path, content: bytes) -> str:
+    """sha256 of the content, which is what the configuration promises, where it promises something.
+
+    Raises:
+        ModelLoadError: it is something else.
+    """
+    found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if stored.digest is not None and stored.digest != found:
+        raise ModelLoadError(
+            f"model {stored.config.name!r}: {path} has {found}, but its configuration promises {stored.digest}: the "
+            "file was changed after it was published. Restore it, or publish the model again"
+        )
+    return found
+
+
+def _load(
+    config: ModelConfig,
+    path: Path,
+    content: bytes,
+    inputs: Iterable[Tensor],
+    outputs: Sequence[Tensor],
+    threads: int,
+) -> Sessions:
     gpu = any(group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
     names = [tensor.name for tensor in outputs]
-    narrow = OnnxSession(path, names, threads=1, gpu=gpu)
+    narrow = OnnxSession(content, path, names, threads=1, gpu=gpu)
     for kind, tensors, found in (("input", inputs, narrow.input_types), ("output", outputs, narrow.output_types)):
         for tensor in tensors:
             if found.get(tensor.name) != tensor.datatype.name:
@@ -279,5 +325,5 @@ def _load(
                     f"{tensor.datatype.name}, the file has {found.get(tensor.name, 'no such tensor')}"
                 )
     width = min(threads, _configured_threads(config) or threads)
-    wide = OnnxSession(path, names, threads=width, gpu=gpu) if width > 1 else None
+    wide = OnnxSession(content, path, names, threads=width, gpu=gpu) if width > 1 else None
     return Sessions(narrow, wide, workers=threads)
