@@ -105,14 +105,12 @@ def _dispatch(options: argparse.Namespace) -> int:
             from lathe_cli.run import run
 
             return run(options)
-        case "job":
-            from lathe_cli.job import job
-
-            return job(options)
         case "serve":
             from lathe_cli.serve import serve
 
             return serve(options)
+        case "job" | "rollback" | "diff":
+            return _in_cluster(options)
         case "validate":
             from lathe_cli.validate import run_validate
 
@@ -128,19 +126,41 @@ def _dispatch(options: argparse.Namespace) -> int:
             return 0
 
 
+def _in_cluster(options: argparse.Namespace) -> int:
+    match options.command:
+        case "job":
+            from lathe_cli.job import job
+
+            return job(options)
+        case "rollback":
+            from lathe_cli.rollback import rollback
+
+            return rollback(options)
+        case _:
+            from lathe_cli.revisiondiff import diff
+
+            return diff(options)
+
+
 def _status(error: Exception) -> int | None:
     """Exit status of an error that is explained by its message; None for one that is not."""
     # Read off the names of loaded modules: an error class that was never imported was never raised.
     kinds = {f"{c.__module__}.{c.__name__}" for c in type(error).__mro__}
     bad_input = {
         "lathe_api.errors.ApiError",
+        "lathe_cli.cluster.NotThereError",
         "lathe_optimizers.errors.InputError",
         "lathe_runtimes.errors.InputError",
         "lathe_runtimes.errors.RepositoryError",
     }
     if kinds & bad_input:
         return BAD_INPUT
-    return FAILED if kinds & {"lathe_optimizers.errors.LatheError", "lathe_runtimes.errors.LatheRuntimeError"} else None
+    failures = {
+        "lathe_cli.cluster.ClusterError",
+        "lathe_optimizers.errors.LatheError",
+        "lathe_runtimes.errors.LatheRuntimeError",
+    }
+    return FAILED if kinds & failures else None
 
 
 def default_store() -> str:
@@ -187,6 +207,17 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--segment", type=_segment, required=True, metavar="N", help="which segment; 0 is the first")
     job.add_argument("--until", metavar="STAGE", help="end after this stage (the last of the segment)")
 
+    rollback = commands.add_parser("rollback", help="let a model in the cluster go back to an earlier revision")
+    rollback.add_argument("name", metavar="NAME", help="of the OptimizedModel")
+    rollback.add_argument("--to", metavar="REVISION", help="name or hash (the one that served before)")
+    rollback.add_argument("--dry-run", action="store_true", help="say what would be changed")
+    _add_cluster_options(rollback)
+
+    diff = commands.add_parser("diff", help="what two revisions in the cluster were asked for, and what came of it")
+    diff.add_argument("first", metavar="REVISION", help="name or hash of a ModelRevision")
+    diff.add_argument("second", metavar="REVISION", help="name or hash of another")
+    _add_cluster_options(diff)
+
     commands.add_parser("version", help="the version of Lathe")
     return parser
 
@@ -196,6 +227,11 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-port", type=_port, default=0, metavar="N", help="0 takes a free one")
     parser.add_argument("--grpc-port", type=_port, default=0, metavar="N", help="0 takes a free one")
     parser.add_argument("--serve-seconds", type=_duration, metavar="N", help="stop after this long (on Ctrl-C)")
+
+
+def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", metavar="NAME", help="namespace (that of kubectl's context)")
+    parser.add_argument("--context", metavar="NAME", help="context of kubectl's configuration (the current one)")
 
 
 def _port(text: str) -> int:
