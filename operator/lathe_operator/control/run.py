@@ -7,12 +7,10 @@ import socket
 import time
 import uuid
 from collections.abc import Coroutine
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiohttp
-import kopf
 from aiohttp import web
 
 from lathe_operator.cluster.connect import connect
@@ -24,7 +22,7 @@ from lathe_operator.control.metrics import Metrics
 from lathe_operator.control.prober import HttpProber
 from lathe_operator.control.queue import WorkQueue
 from lathe_operator.control.reconcile import Key, Reconciler
-from lathe_operator.control.watches import registry
+from lathe_operator.control.watches import Watches
 from lathe_operator.settings import Settings
 
 LEASE: Final = "lathe-operator"
@@ -45,7 +43,9 @@ async def run(settings: Settings, *, port: int) -> int:
         The exit status: 0 after a signal, 1 when the lease was lost, so that the pod starts anew without old knowledge.
     """
     stopped = asyncio.Event()
-    _catch_signals(stopped)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopped.set)
     metrics = Metrics()
     site = await _serve(metrics, port)
     client = await connect()
@@ -83,37 +83,18 @@ async def _lead(
 ) -> bool:
     """Work until a signal comes or the lease is lost; whether it was lost."""
     queue: WorkQueue[Key] = WorkQueue()
-    known: set[Key] = set()
-    halt = asyncio.Event()
-    watching = asyncio.create_task(
-        kopf.operator(
-            # kopf takes the signals when it starts, and would end without a word to the rest.
-            registry=registry(queue, known, lambda: _catch_signals(stopped)),
-            standalone=True,
-            clusterwide=not settings.watch_namespaces,
-            namespaces=settings.watch_namespaces,
-            stop_flag=halt,
-        )
-    )
-    workers = [asyncio.create_task(_work(queue, reconciler, settings, metrics)) for _ in range(WORKERS)]
-    resync = asyncio.create_task(_resync(queue, known, settings.resync_seconds))
-    holding = asyncio.create_task(leader.hold())
-    ending = asyncio.create_task(stopped.wait())
-    await asyncio.wait({holding, ending, watching}, return_when=asyncio.FIRST_COMPLETED)
-    lost = not stopped.is_set()
-    halt.set()
-    for task in (*workers, resync, holding, ending):
+    watches = Watches(queue, settings)
+    watches.start()
+    tasks = [asyncio.create_task(_work(queue, reconciler, settings, metrics)) for _ in range(WORKERS)]
+    tasks.append(asyncio.create_task(_resync(queue, watches.known, settings.resync_seconds)))
+    ends = [asyncio.create_task(wait) for wait in (leader.hold(), stopped.wait(), watches.ended.wait())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for task in (*tasks, *ends):
+        # A pass may be cut off anywhere: the next one goes on from what it finds, as after a crash.
         task.cancel()
-    await asyncio.gather(*workers, resync, holding, ending, return_exceptions=True)
-    with suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.gather(watching, return_exceptions=True), 5.0)
-    return lost
-
-
-def _catch_signals(stopped: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stopped.set)
+    await asyncio.gather(*tasks, *ends, return_exceptions=True)
+    await watches.stop()
+    return not stopped.is_set()
 
 
 async def _work(queue: WorkQueue[Key], reconciler: Reconciler, settings: Settings, metrics: Metrics) -> None:
@@ -123,8 +104,7 @@ async def _work(queue: WorkQueue[Key], reconciler: Reconciler, settings: Setting
         begun = time.monotonic()
         result = "error"
         try:
-            # A signal lets the pass that has begun come to its end.
-            after = await asyncio.shield(reconciler.reconcile(key))
+            after = await reconciler.reconcile(key)
             result = "ok"
             queue.succeeded(key)
             if after is not None:
