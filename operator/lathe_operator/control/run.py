@@ -13,9 +13,10 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
+from lathe_api.base import API_VERSION
 from lathe_operator.cluster.connect import connect
 from lathe_operator.cluster.leases import Leases
-from lathe_operator.cluster.protocol import ClusterError, FencedError
+from lathe_operator.cluster.protocol import Cluster, ClusterError, FencedError
 from lathe_operator.cluster.rest import RestCluster
 from lathe_operator.control.leader import Leader
 from lathe_operator.control.metrics import Metrics
@@ -23,6 +24,7 @@ from lathe_operator.control.prober import HttpProber
 from lathe_operator.control.queue import WorkQueue
 from lathe_operator.control.reconcile import Key, Reconciler
 from lathe_operator.control.watches import Watches
+from lathe_operator.plan.observed import name_of
 from lathe_operator.settings import Settings
 
 LEASE: Final = "lathe-operator"
@@ -86,7 +88,7 @@ async def _lead(
     watches = Watches(queue, settings)
     watches.start()
     tasks = [asyncio.create_task(_work(queue, reconciler, settings, metrics)) for _ in range(WORKERS)]
-    tasks.append(asyncio.create_task(_resync(queue, watches.known, settings.resync_seconds)))
+    tasks.append(asyncio.create_task(_resync(queue, reconciler.cluster, settings)))
     ends = [asyncio.create_task(wait) for wait in (leader.hold(), stopped.wait(), watches.ended.wait())]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for task in (*tasks, *ends):
@@ -124,11 +126,16 @@ async def _work(queue: WorkQueue[Key], reconciler: Reconciler, settings: Setting
             queue.release(key)
 
 
-async def _resync(queue: WorkQueue[Key], known: set[Key], seconds: float) -> None:
+async def _resync(queue: WorkQueue[Key], cluster: Cluster, settings: Settings) -> None:
+    """Put every model into the queue now and then, whatever the watches have seen or missed."""
     while True:
-        await asyncio.sleep(seconds)
-        for key in sorted(known):
-            queue.add(key)
+        try:
+            for namespace in settings.watch_namespaces or (None,):
+                for model in await cluster.list(API_VERSION, "OptimizedModel", namespace):
+                    queue.add((model["metadata"]["namespace"], name_of(model)))
+        except ClusterError as error:
+            log.warning("the models could not be listed: %s", error)
+        await asyncio.sleep(settings.resync_seconds)
 
 
 async def _beat(metrics: Metrics) -> None:
