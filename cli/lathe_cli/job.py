@@ -4,13 +4,14 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lathe_api.events import Event
 from lathe_api.modelrevision import ModelRevision
+from lathe_api.summary import Summary
 from lathe_api.wiring import JOB_MANAGER_PREFIX
 from lathe_cli import jobplaces, jobreport, texts
 from lathe_cli.jobpublish import Publisher, backend_of
@@ -81,10 +82,20 @@ def _do(
             tell(status.value())
 
     summary = execute(document, settings, observe, publisher)
-    sys.stdout.write(texts.outcome(summary))
-    sys.stdout.flush()
     if is_final(summary, last=work.segment.last):
-        status.finish(summary, publisher.repositories, publisher.report(out))
+        report = publisher.report(out)
+        status.finish(summary, publisher.repositories, report)
+        sys.stdout.write(_outcome(summary, publisher.repositories, report))
+    else:
+        sys.stdout.write(f"segment {work.segment.index} is done; the next one goes on\n")
+    sys.stdout.flush()
+
+
+def _outcome(summary: Summary, repositories: Mapping[str, str], report: str) -> str:
+    """The end of the revision for the log; the run folder is lost with the pod, so that only what stays is named."""
+    targets = tuple(t.model_copy(update={"model_file": None}) for t in summary.targets)
+    told = summary.model_copy(update={"out": report.rpartition("/")[0], "targets": targets})
+    return "\n".join([texts.outcome(told).rstrip("\n"), *repositories.values(), ""])
 
 
 def _segment(revision: ModelRevision, index: int) -> Segment:

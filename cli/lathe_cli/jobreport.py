@@ -61,16 +61,19 @@ class ApiServer:
             ReportError: it did not arrive.
         """
         meta = revision.metadata
-        identity = {"name": meta.name, "namespace": meta.namespace, **({"uid": meta.uid} if meta.uid else {})}
+        identity = {"name": meta.name, "namespace": meta.namespace}
         body = {"apiVersion": API_VERSION, "kind": "ModelRevision", "metadata": identity, "status": status}
         path = f"/apis/{API_VERSION}/namespaces/{meta.namespace}/modelrevisions/{meta.name}/status"
         code, answer = self._patch(f"{path}?fieldManager={manager}&force=true", json.dumps(body))
         if code in _OK:
+            # A status is applied whatever uid is sent along, so that another revision of this name is only noticed now.
+            # It has the same spec, as the name ends in its hash: what was written is true of it too.
+            if meta.uid and (answer.get("metadata") or {}).get("uid") != meta.uid:
+                raise GoneError(f"ModelRevision {meta.name} has been deleted, and another one of this name been made")
             return
         said = str(answer.get("message") or f"HTTP status {code}")
         # A 404 without a name is one of the whole kind: its definition is being replaced.
-        absent = code == http.client.NOT_FOUND and (answer.get("details") or {}).get("name") == meta.name
-        if absent or (code == http.client.CONFLICT and "uid" in said.lower()):
+        if code == http.client.NOT_FOUND and (answer.get("details") or {}).get("name") == meta.name:
             raise GoneError(f"ModelRevision {meta.name} has been deleted: {said}")
         raise ReportError(f"ModelRevision {meta.name} cannot be reported to: {said}", hopeless=code in _HOPELESS)
 

@@ -14,13 +14,14 @@ from typing import Final
 
 from lathe_api.base import number, seconds
 from lathe_api.recipe import StageResources
-from lathe_optimizers import wire
+from lathe_optimizers import memory, wire
 from lathe_optimizers.errors import StageError, StageMemoryError, StageTimeoutError
 from lathe_optimizers.request import StageRequest
 
 POLL_SECONDS: Final = 0.1
 IMPORT_TIMEOUT: Final = "1h"
 LOG_LINES: Final = 25
+_LESS_MEMORY: Final = "Raise the stage's `resources.memory`, or lower its `batchSize`"
 DEFAULT_SHARE: Final = 0.9
 """Share of this machine's memory that a stage without a limit may use: past it the kernel would choose a victim."""
 
@@ -37,8 +38,8 @@ def limits_of(request: StageRequest) -> Limits:
     """The stage's own limits, or this machine's."""
     stage = request.stage
     resources = stage.resources if stage is not None else StageResources()
-    memory = number(resources.memory) if resources.memory is not None else machine_memory() * DEFAULT_SHARE
-    return Limits(int(memory), seconds(stage.timeout if stage is not None else IMPORT_TIMEOUT))
+    most = number(resources.memory) if resources.memory is not None else memory.limit() * DEFAULT_SHARE
+    return Limits(int(most), seconds(stage.timeout if stage is not None else IMPORT_TIMEOUT))
 
 
 def threads_of(resources: StageResources | None) -> int:
@@ -47,14 +48,6 @@ def threads_of(resources: StageResources | None) -> int:
     if resources is None or resources.cpu is None:
         return available
     return max(1, min(available, int(number(resources.cpu))))
-
-
-def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the control group this process runs in."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return total
 
 
 def run_stage(request: StageRequest, store_uri: str, scratch: Path, tell: Callable[[wire.Message], None]) -> None:
@@ -69,10 +62,17 @@ def run_stage(request: StageRequest, store_uri: str, scratch: Path, tell: Callab
     """
     request_file, log = scratch / "request.json", scratch / "log.txt"
     request_file.write_text(request.model_dump_json(by_alias=True), encoding="utf-8")
+    kills = memory.kills()
     with _child(request, store_uri, request_file, log) as (pid, messages):
         status, failure = _watch(request.name, pid, messages, limits_of(request), tell)
     if failure is not None:
         raise wire.error_of(failure, request.name)
+    if status == -signal.SIGKILL and memory.kills() > kills:
+        raise StageMemoryError(
+            request.name,
+            f"the kernel ended its process, because the container reached its limit of {memory.limit() / 2**20:.0f} "
+            f"MiB of memory. {_LESS_MEMORY}",
+        )
     if status != 0:
         raise StageError(request.name, _ending(status, log))
 
@@ -127,7 +127,7 @@ def _watch(
                 raise StageMemoryError(
                     name,
                     f"it used {used / 2**20:.0f} MiB of memory, its limit is {limits.memory_bytes / 2**20:.0f} MiB. "
-                    "Raise the stage's `resources.memory`, or lower its `batchSize`",
+                    f"{_LESS_MEMORY}",
                 )
             if time.monotonic() > deadline:
                 raise StageTimeoutError(

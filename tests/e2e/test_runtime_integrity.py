@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,17 +76,13 @@ def test_it_serves_as_the_container_of_a_pod_does(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-    class Server:
-        """Where it answers."""
-
-    Server.http, Server.grpc = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
+    server = SimpleNamespace(http=f"127.0.0.1:{http}", grpc=f"127.0.0.1:{grpc}")
     try:
         assert process.stdout is not None
         assert process.stdout.readline()
         for kind in ("http", "grpc"):
-            assert infer(Server, kind, "mlp", {"x": X}).as_numpy("y").shape == (1, 4)
-        config = call(Server, "http", "get_model_config", "mlp")
+            assert infer(server, kind, "mlp", {"x": X}).as_numpy("y").shape == (1, 4)
+        config = call(server, "http", "get_model_config", "mlp")
         assert config["parameters"][DIGEST_PARAMETER]["string_value"] == promised(tmp_path, "mlp")
         process.send_signal(signal.SIGTERM)
         eventually(lambda: process.poll() is not None)
@@ -96,18 +93,24 @@ def test_it_serves_as_the_container_of_a_pod_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "cores"),
+    ("files", "cores"),
     [
-        pytest.param("100000 100000", 1, id="one core"),
-        pytest.param("50000 100000", 1, id="half a core"),
-        pytest.param("max 100000", None, id="no limit"),
-        pytest.param("900000000 100000", None, id="more than there are"),
-        pytest.param("", None, id="another kind of control group"),
+        pytest.param({"cpu.max": "100000 100000\n"}, 1, id="one core"),
+        pytest.param({"cpu.max": "50000 100000\n"}, 1, id="half a core"),
+        pytest.param({"cpu.max": "max 100000\n"}, None, id="no limit"),
+        pytest.param({"cpu.max": "900000000 100000\n"}, None, id="more than there are"),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1, id="half a core, version 1"
+        ),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None, id="no limit, version 1"
+        ),
     ],
 )
-def test_threads_fit_the_share_of_the_container(tmp_path, monkeypatch, content, cores):
-    file = tmp_path / "cpu.max"
-    monkeypatch.setattr(server_model, "CPU_QUOTA", file)
+def test_threads_fit_the_share_of_the_container(tmp_path, monkeypatch, files, cores):
+    monkeypatch.setattr(server_model, "CONTROL_GROUP", tmp_path)
     everything = server_model.available_cores()
-    file.write_text(content)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     assert server_model.available_cores() == (cores or everything)

@@ -1,5 +1,6 @@
 """A loaded model: what it accepts, how requests are checked, and its engine."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -21,8 +22,9 @@ from lathe_runtimes.repository import ONNX, StoredModel
 from lathe_runtimes.server.engine import Engine, Feeds, Result, Sessions, measure_costs
 from lathe_runtimes.server.errors import Kind, RequestError
 
-CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
-"""Of a container with a limit: microseconds of time in each period, which more threads would use up sooner."""
+CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
+_QUOTAS: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Of control groups version 2, and of version 1: microseconds of time, and in how many."""
 PROBE_ROWS: Final = 32
 """Largest batch that is measured for a model that is served sample by sample."""
 
@@ -239,11 +241,13 @@ def load_models(stored: Sequence[StoredModel], *, threads: int) -> Registry:
 def available_cores() -> int:
     """Cores that this process may use: those it may run on, and of these the share of its control group, rounded up."""
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):
-        return cores  # there is none, or it is `max`
+    for names in _QUOTAS:
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # absent, or `max`
+            texts = [(CONTROL_GROUP / name).read_text(encoding="ascii") for name in names]
+            quota, period = (int(word) for text in texts for word in text.split())
+            if quota > 0:
+                return max(1, min(cores, math.ceil(quota / period)))
+    return cores
 
 
 def _tensors(
