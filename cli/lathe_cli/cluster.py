@@ -61,13 +61,9 @@ class Cluster:
         Raises:
             ClusterError: somebody has changed it meanwhile, the API server refuses the spec, or cannot be asked.
         """
-        meta = model["metadata"]
-        patch = [
-            {"op": "test", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]},
-            {"op": "replace", "path": "/spec", "value": spec},
-        ]
-        arguments = ["patch", MODELS, meta["name"], "--type=json", f"--field-manager={MANAGER}"]
-        self._kubectl(*arguments, "--patch-file=/dev/stdin", stdin=json.dumps(patch))
+        # Its resourceVersion is sent along, so that what somebody else wrote meanwhile is never overwritten.
+        value = json.dumps({**model, "spec": spec})
+        self._kubectl("replace", f"--field-manager={MANAGER}", "-f", "-", stdin=value)
 
     def _json(self, *arguments: str) -> Json:
         found: Json = json.loads(self._kubectl(*arguments, "-o", "json"))
@@ -88,6 +84,8 @@ class Cluster:
         said = done.stderr.strip() or done.stdout.strip()
         if "(NotFound)" in said:
             raise NotThereError(_without_prefix(said))
+        if "(Conflict)" in said:
+            raise ClusterError("It was changed by somebody else meanwhile. Look at it again, then try again")
         if "doesn't have a resource type" in said:
             raise ClusterError(f"{_without_prefix(said)}. Install Lathe into the cluster: its kinds are missing")
         raise ClusterError(f"kubectl {arguments[0]}: {_without_prefix(said)}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.eventually import eventually
-from support.jobs import EXPORT, MEMORY, STATIC, Pod, make_pod, revision_of, spec
+from support.jobs import EXPORT, MEMORY, STATIC, Pod, make_pod, revision_of, spec, with_kinds
 
 from devcluster.controlplane import Cluster, KubectlError
 from lathe_api.modelrevision import ModelRevisionStatus
@@ -23,22 +23,13 @@ from lathe_operator.plan.segments import is_done, segments
 from lathe_runtimes.repository import read_repository
 
 pytestmark = pytest.mark.e2e
-CRDS = Path(__file__).parents[2] / "charts" / "lathe" / "files" / "crds"
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lathe_kinds(control_plane: Cluster) -> Cluster:
     """A cluster that knows Lathe's kinds."""
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
-
-    def served() -> bool:
-        with suppress(KubectlError):
-            return "items" in control_plane.get("modelrevisions.lathe.dev", "-A")
-        return False
-
-    eventually(served)
-    return control_plane
+    return with_kinds(control_plane)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from devcluster.controlplane import Cluster
 from lathe_operator.plan.observed import Observed
 from lathe_operator.plan.resolve import parse, resolve
 from lathe_operator.plan.revision import revision
 from lathe_operator.settings import Settings
+from support.operators import install
 from support.projects import CLASSES, SIZE, images
 from support.servers import build
 
@@ -156,6 +158,14 @@ class Pod:
         process = self.start(segment, *arguments)
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def with_kinds(cluster: Cluster) -> Cluster:
+    """The cluster, with Lathe's kinds."""
+    install(cluster)
+    for kind in ("modelrevisions", "optimizedmodels"):
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{kind}.lathe.dev", "--timeout=20s")
+    return cluster
 
 
 def make_pod(folder: Path) -> Pod:
