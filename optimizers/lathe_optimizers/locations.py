@@ -12,7 +12,7 @@ import fsspec
 from lathe_api.data import DataSource
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Distill, Stage
-from lathe_optimizers import files
+from lathe_optimizers import files, remote
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.store import Store, local_path
 
@@ -118,8 +118,9 @@ def _download(uri: str, field: str, store: Store) -> Path:
     """A local copy, kept by the object's own version where the file system tells one."""
     try:
         fs: Any
-        fs, name = fsspec.core.url_to_fs(uri)
-        info = fs.info(name)
+        fs, name = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        with remote.explained(f"{field}: {uri}"):
+            info = fs.info(name)
     except FileNotFoundError as error:
         raise InputError(field, f"there is nothing at {uri}", "Write the URI of an existing object") from error
     except (ImportError, ValueError) as error:
@@ -132,7 +133,8 @@ def _download(uri: str, field: str, store: Store) -> Path:
     with files.explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.part")
-        fs.get(name, str(aside), recursive=info.get("type") == "directory")
+        with remote.explained(f"{field}: {uri}"):
+            fs.get(name, str(aside), recursive=info.get("type") == "directory")
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         aside.rename(target)

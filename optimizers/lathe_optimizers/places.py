@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import fsspec
 from typing_extensions import override
 
-from lathe_optimizers import files
+from lathe_optimizers import files, remote
+from lathe_optimizers.errors import StoreError
 
 
 class Place(Protocol):
@@ -114,32 +115,50 @@ class LocalPlace(Place):
 
 
 class RemotePlace(Place):
-    """A prefix of an object store, through fsspec. Writes are whole or absent, as object stores promise."""
+    """A prefix of an object store, through fsspec. Writes are whole or absent, as object stores promise.
+
+    Every operation raises StoreError where the object store refuses or does not answer.
+    """
 
     def __init__(self, uri: str, cache: Path) -> None:
         self.fs: Any
-        self.fs, self.prefix = fsspec.core.url_to_fs(uri)
+        # Other processes write to the same place: a listing that is kept would hide what they did.
+        self.fs, self.prefix = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        self.uri = uri
         self.cache = cache
 
     def _path(self, name: str) -> str:
         return f"{self.prefix.rstrip('/')}/{name}"
 
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[str]:
+        """The path to write to."""
+        path = self._path(name)
+        with remote.explained(self.uri):
+            if not remote.is_object_store(self.fs):
+                self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                yield path
+            except FileNotFoundError as error:
+                raise StoreError(f"{self.uri}: there is no such bucket. Make it, or write another store") from error
+
     @override
     def read(self, name: str) -> bytes | None:
         try:
-            return bytes(self.fs.cat_file(self._path(name)))
+            with remote.explained(self.uri):
+                return bytes(self.fs.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
 
     @override
     def write(self, name: str, data: bytes) -> None:
-        self.fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-        self.fs.pipe_file(self._path(name), data)
+        with self._writing(name) as path:
+            self.fs.pipe_file(path, data)
 
     @override
     def put(self, source: Path, name: str) -> None:
-        self.fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-        self.fs.put_file(str(source), self._path(name))
+        with self._writing(name) as path:
+            self.fs.put_file(str(source), path)
 
     @override
     def local(self, name: str, digest: str) -> Path | None:
@@ -147,7 +166,11 @@ class RemotePlace(Place):
         if path.is_file() and files.sha256_file(path) == digest:
             return path
         try:
-            with self.fs.open(self._path(name), "rb") as source, files.written_aside(path) as target:
+            with (
+                remote.explained(self.uri),
+                self.fs.open(self._path(name), "rb") as source,
+                files.written_aside(path) as target,
+            ):
                 found = files.copy_stream(source, target)
         except FileNotFoundError:
             return None
@@ -157,20 +180,23 @@ class RemotePlace(Place):
     def has(self, name: str, digest: str, size: int) -> bool:
         del digest  # verified when the file is fetched
         try:
-            return bool(self.fs.info(self._path(name))["size"] == size)
+            with remote.explained(self.uri):
+                return bool(self.fs.info(self._path(name))["size"] == size)
         except FileNotFoundError:
             return False
 
     @override
     def names(self, folder: str) -> tuple[str, ...]:
         try:
-            return tuple(sorted(str(p).rpartition("/")[2] for p in self.fs.ls(self._path(folder), detail=False)))
+            with remote.explained(self.uri):
+                found = self.fs.ls(self._path(folder), detail=False)
+            return tuple(sorted(str(p).rpartition("/")[2] for p in found))
         except FileNotFoundError:
             return ()
 
     @override
     def drop(self, folder: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), remote.explained(self.uri):
             self.fs.rm(self._path(folder), recursive=True)
 
     @override

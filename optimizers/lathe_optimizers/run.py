@@ -199,9 +199,10 @@ class _Run:
         return outcome.target_result(state, drop, complete=self.options.until is None)
 
     def _stages(self) -> Stages:
-        return Stages(self.inputs, self.store, self._check_data, self.observe)
+        return Stages(self.inputs, self.store, self._check_before_work, self.observe)
 
-    def _check_data(self) -> None:
+    def _check_before_work(self) -> None:
+        self.store.check()
         for warning in check_data(self._open(), self.document.spec.objective):
             self.observe(Notice(message=warning))
 

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -65,6 +66,17 @@ class Store:
                 raise InputError(
                     "--store", f"{uri} cannot be opened ({error})", "Write a folder or a known URI"
                 ) from error
+
+    def check(self) -> None:
+        """Find out before the work whether its result can be kept.
+
+        Raises:
+            StoreError: a remote store refuses to write or does not answer.
+        """
+        if isinstance(self.place, RemotePlace):
+            name = f"probes/{uuid.uuid4().hex}"
+            self.place.write(f"{name}/empty", b"")
+            self.place.drop(name)
 
     def put(self, source: Path) -> Blob:
         """Take a file in; the same bytes are kept once.
