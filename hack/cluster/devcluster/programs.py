@@ -58,8 +58,9 @@ NODE: Final = (
     _kubernetes("kube-proxy"),
     Program("coredns", "coredns", "github.com/coredns/coredns"),
 )
+PAUSE: Final = Program("pause", "pause", "lathe.dev/tools/pause")
 MINIO: Final = Program("minio", "minio", "github.com/minio/minio")
-ALL: Final = (*CONTROL_PLANE, KSERVE_MANAGER, *CHART_TOOLS, *NODE, MINIO)
+ALL: Final = (*CONTROL_PLANE, KSERVE_MANAGER, *CHART_TOOLS, *NODE, PAUSE, MINIO)
 
 
 def cache() -> Path:
@@ -96,7 +97,8 @@ def kserve_folder() -> Path:
 
 
 def _place(program: Program) -> Path:
-    pins = b"".join((TOOLS / program.module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    sources = sorted(p for p in (TOOLS / program.module).iterdir() if p.name == "go.mod" or p.suffix in (".sum", ".go"))
+    pins = b"".join(p.read_bytes() for p in sources)
     key = hashlib.sha256(pins + program.flags.encode()).hexdigest()[:12]
     return cache() / f"{program.module}-{key}" / program.name
 

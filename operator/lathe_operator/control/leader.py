@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,7 +82,10 @@ class Leader:
         """Renew until the Lease is lost."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            await self._try()
+            left = self._until - self.clock()
+            if left > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._try(), left)
             if not self.leads:
                 log.error("%s has lost the lease", self.identity)
                 return

@@ -1,0 +1,3 @@
+module lathe.dev/tools/pause
+
+go 1.26.0

@@ -1,0 +1,147 @@
+"""`kubectl apply` to answers: real Jobs, real servers, real pods, and clients that know nothing of Lathe."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from support.eventually import eventually
+
+from lathe_api.wiring import GRPC_PORT
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "digits"
+NAMESPACE = "vision"
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="session")
+def inputs(files):
+    """The example's model and data where the documents' relative paths start from."""
+    if not (EXAMPLE / "build" / "teacher.pt2").exists():
+        subprocess.run([sys.executable, EXAMPLE / "train.py"], check=True)
+    shutil.copytree(EXAMPLE / "build", files / "build")
+    return files / "build"
+
+
+def document(name, **changes):
+    """The example under another name, with other parts of its spec."""
+    found = yaml.safe_load((EXAMPLE / "model.yaml").read_text())
+    found["metadata"] = {"name": name, "namespace": NAMESPACE}
+    found["spec"] |= changes
+    return found
+
+
+SHORT = {
+    "recipe": {
+        "stages": [{"name": "int8", "type": "Quantize", "quantize": {"method": "Static"}}],
+    },
+    "gates": [
+        {"name": "accuracy", "metric": "accuracy", "maxDrop": "0.05"},
+        {"name": "size", "metric": "sizeRatio", "min": "3"},
+    ],
+    "rollout": {"strategy": "BlueGreen"},
+}
+
+
+def target(runtime):
+    serving = {"runtime": runtime, "mode": "DynamicBatch", "batch": {"maxSize": 32, "maxQueueDelay": "2ms"}}
+    return [{"name": "cpu", "hardware": "X86Vnni", "pool": {"nodeSelector": {"pool": "cpu"}}, "serving": serving}]
+
+
+class Model:
+    def __init__(self, cluster, name):
+        self.cluster, self.name = cluster, name
+
+    @property
+    def object(self):
+        return self.cluster.get("om", self.name, "-n", NAMESPACE)
+
+    def ready(self, within):
+        """Wait until it is; the history of the one column is in the message when it does not become so."""
+        seen = []
+
+        def check():
+            status = self.object.get("status", {})
+            if status.get("summary") not in seen[-1:]:
+                seen.append(status.get("summary"))
+            ready = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
+            assert ready.get("status") == "True", f"{' > '.join(map(str, seen))}: {ready.get('message')}"
+            return status
+
+        return eventually(check, within=within)
+
+    def address(self):
+        """IP address of its Service."""
+        found = self.cluster.get("service", f"{self.name}-cpu", "-n", NAMESPACE)
+        return found["spec"]["clusterIP"]
+
+    def artifact(self, files):
+        """The ONNX file that its repository holds."""
+        uri = self.object["status"]["targets"][0]["repository"]
+        (found,) = (files.parent / "lathe-store" / uri.split("/", 3)[3]).rglob("*.onnx")
+        return found
+
+
+def answers_by_http(model, images):
+    import tritonclient.http as client
+
+    with client.InferenceServerClient(f"{model.address()}:80") as server:
+        tensor = client.InferInput("image", images.shape, "FP32")
+        tensor.set_data_from_numpy(images)
+        config = server.get_model_config(model.name)
+        output = config["output"][0]["name"]
+        digest = config["parameters"]["lathe.digest"]["string_value"]
+        return server.infer(model.name, [tensor]).as_numpy(output), digest
+
+
+def answers_by_grpc(model, images):
+    import tritonclient.grpc as client
+
+    with client.InferenceServerClient(f"{model.address()}:{GRPC_PORT}") as server:
+        tensor = client.InferInput("image", images.shape, "FP32")
+        tensor.set_data_from_numpy(images)
+        output = server.get_model_metadata(model.name).outputs[0].name
+        return server.infer(model.name, [tensor]).as_numpy(output)
+
+
+def expected(artifact, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(artifact, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+@pytest.mark.parametrize("runtime", ["Lathe", "Triton"])
+def test_an_applied_document_is_served_and_answers_like_its_artifact(lathe, inputs, files, runtime):
+    name = f"digits-{runtime.lower()}"
+    lathe.apply(document(name, targets=target(runtime), **SHORT), manager="kubectl")
+    model = Model(lathe, name)
+    status = model.ready(within=240)
+    assert status["summary"] == "Serving cpu 1/1"
+    images = np.load(inputs / "test.npz")["x"][:16].astype(np.float32)
+    wanted = expected(model.artifact(files), images)
+    by_http, digest = answers_by_http(model, images)
+    np.testing.assert_allclose(by_http, wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(answers_by_grpc(model, images), wanted, rtol=1e-4, atol=1e-4)
+    promised = status["targets"][0]["artifact"]
+    assert digest == promised == status["targets"][0]["serving"]
+    pods = lathe.get("pods", "-n", NAMESPACE, "-l", f"lathe.dev/model={name}")["items"]
+    assert {p["status"]["phase"] for p in pods} <= {"Running", "Succeeded"}
+
+
+@pytest.mark.whole
+def test_the_example_as_it_stands_goes_through_all_its_stages(lathe, inputs, files):
+    lathe.kubectl("-n", NAMESPACE, "apply", "-f", str(EXAMPLE / "model.yaml"))
+    model = Model(lathe, "digits")
+    status = model.ready(within=900)
+    assert status["columns"]["size"]
+    images = np.load(inputs / "test.npz")["x"][:16].astype(np.float32)
+    by_http, _ = answers_by_http(model, images)
+    np.testing.assert_allclose(by_http, expected(model.artifact(files), images), rtol=1e-4, atol=1e-4)
+    revision = lathe.get("mrev", status["observedRevision"], "-n", NAMESPACE)
+    assert json.dumps(revision["status"]["gates"]).count("Passed") >= 3
