@@ -121,6 +121,8 @@ class Reporter:
         self._changed = threading.Condition()
         self._newest: Json | None = None
         self._closing = False
+        self._sending_last = False
+        self._delivered = False
         self._deadline: float | None = None
         self._error: ReportError | None = None
         self._thread = threading.Thread(target=self._work, name="reporter", daemon=True)
@@ -154,8 +156,8 @@ class Reporter:
         self._thread.join(patience + 2 * _ANSWER_SECONDS)
         if self._thread.is_alive():
             raise ReportError("the API server took too long to answer")
-        if self._error is not None:
-            raise self._error
+        if not self._delivered:
+            raise self._error or ReportError("the reports have ended by a mistake in Lathe")
 
     def _work(self) -> None:
         failures = 0
@@ -170,12 +172,15 @@ class Reporter:
                 if failures:
                     self._note("reports arrive again")
                 failures, self._error = 0, None
-                self._rest(self._pace, until_closing=True)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, self._pace)
+        self._delivered = True
 
     def _next(self) -> Json | None:
         with self._changed:
             self._changed.wait_for(lambda: self._newest is not None or self._closing)
             status, self._newest = self._newest, None
+            self._sending_last = self._closing
             return status
 
     def _go_on(self, error: ReportError, status: Json, failures: int) -> bool:
@@ -191,13 +196,11 @@ class Reporter:
         if failures == 1:
             self._note(f"{error}; the work goes on, and reports are tried again")
         pause = min(LONGEST_PAUSE, self._pace * 2 ** min(failures - 1, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
-        self._rest(pause, until_closing=True)
-        return self._deadline is None or time.monotonic() < self._deadline
-
-    def _rest(self, seconds: float, *, until_closing: bool) -> None:
         with self._changed:
-            was = self._closing
-            self._changed.wait_for(lambda: until_closing and self._closing and not was, seconds)
+            # The last report is tried at once, and from then on again after each pause.
+            was_last = self._sending_last
+            self._changed.wait_for(lambda: self._closing and not was_last, pause)
+        return self._deadline is None or time.monotonic() < self._deadline
 
 
 def _json(data: bytes) -> Json:

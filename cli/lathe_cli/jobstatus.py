@@ -157,7 +157,7 @@ def is_final(summary: Summary, *, last: bool) -> bool:
 
 def decimal(value: float) -> str | None:
     """A number as the API writes it; None for one that it cannot express."""
-    if not math.isfinite(value) or abs(value) >= LARGEST:
+    if not math.isfinite(value) or abs(round(value, DECIMALS)) >= LARGEST:
         return None
     text = f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
