@@ -165,7 +165,8 @@ def _status(error: Exception) -> int | None:
 
 def default_store() -> str:
     """`$LATHE_STORE`, or a folder of the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Left as `~` for the user of a container who has no home.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
     return os.environ.get("LATHE_STORE") or str(cache / "lathe" / "store")
 
 

@@ -5,6 +5,7 @@ stage again aside and says whether the bytes are the same.
 """
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import os
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.parent is not None:
         _die_with(options.parent)
+        _die_first()
     tell = _teller(options.events_fd)
     try:
         store = Store(options.store)
@@ -249,6 +251,12 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _die_first() -> None:
+    """Ask the kernel to end this process rather than its parent when memory runs out: the parent can explain it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import IO, Final
 from lathe_optimizers.errors import StoreError
 
 CHUNK: Final = 1 << 20
+_ELSEWHERE: Final = "choose another place (--store or --out; in a cluster `spec.store.uri`)"
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
@@ -24,13 +25,10 @@ def explained(path: object) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StoreError(
-                f"{path}: no space left on the device. Free some space, or choose another place by --store or --out"
-            ) from error
+            raise StoreError(f"{path}: no space left on the device. Free some space, or {_ELSEWHERE}") from error
         if error.errno in _REFUSED:
-            raise StoreError(
-                f"{path}: not writable ({error.strerror}). Choose another place by --store or --out"
-            ) from error
+            why = f"{path}: not writable ({error.strerror})"
+            raise StoreError(f"{why}. Let the user with the id {os.getuid()} write there, or {_ELSEWHERE}") from error
         raise
 
 

@@ -58,10 +58,12 @@ class LocalPlace(Place):
 
     @override
     def read(self, name: str) -> bytes | None:
-        try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        path = self.root / name
+        with files.explained(path):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return None
 
     @override
     def write(self, name: str, data: bytes) -> None:

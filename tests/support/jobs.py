@@ -68,6 +68,8 @@ class Pod:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    before: tuple[str, ...] = ()
+    """Command that runs the container's."""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,7 +136,7 @@ class Pod:
 
     def start(self, segment: int, *arguments: str) -> subprocess.Popen[str]:
         """Start the Job of a segment."""
-        command = [sys.executable, "-m", "lathe_cli.main", "job", str(self.folder / "revision.json")]
+        command = [*self.before, sys.executable, "-m", "lathe_cli.main", "job", str(self.folder / "revision.json")]
         process = subprocess.Popen(
             [*command, "--segment", str(segment), *arguments],
             stdout=subprocess.PIPE,
