@@ -88,6 +88,7 @@ def lathe(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster
     from lathe_runtimes.triton import ensure_triton
 
     triton = ensure_triton()
+    triton.root.chmod(0o755)  # pods run as another user than the one whose cache this is
     volumes, mounts = from_node(ROOT, Path(sys.prefix), Path(sys.base_prefix))
     server_volumes, server_mounts = from_node(triton.root, Path(sys.base_prefix))
     values = {
