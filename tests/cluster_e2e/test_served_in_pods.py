@@ -1,5 +1,6 @@
 """`kubectl apply` to answers: real Jobs, real servers, real pods, and clients that know nothing of Lathe."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -80,6 +81,9 @@ class Model:
         found = self.cluster.get("service", f"{self.name}-cpu", "-n", NAMESPACE)
         return found["spec"]["clusterIP"]
 
+    def inference_services(self):
+        return self.cluster.get("isvc", "-n", NAMESPACE, "-l", f"lathe.dev/model={self.name}")["items"]
+
     def artifact(self, files):
         """The ONNX file that its repository holds."""
         uri = self.object["status"]["targets"][0]["repository"]
@@ -116,22 +120,58 @@ def expected(artifact, images):
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-@pytest.mark.parametrize("runtime", ["Lathe", "Triton"])
-def test_an_applied_document_is_served_and_answers_like_its_artifact(lathe, inputs, files, runtime):
-    name = f"digits-{runtime.lower()}"
-    lathe.apply(document(name, targets=target(runtime), **SHORT), manager="kubectl")
-    model = Model(lathe, name)
-    status = model.ready(within=240)
-    assert status["summary"] == "Serving cpu 1/1"
+@pytest.fixture(scope="session", params=["Lathe", "Triton"])
+def served(lathe, inputs, request):
+    """A model of the example's data, quantised only, behind each of the servers."""
+    model = Model(lathe, f"digits-{request.param.lower()}")
+    lathe.apply(document(model.name, targets=target(request.param), **SHORT), manager="kubectl")
+    model.ready(within=240)
+    return model
+
+
+def test_clients_get_what_the_artifact_answers(served, inputs, files):
     images = np.load(inputs / "test.npz")["x"][:16].astype(np.float32)
-    wanted = expected(model.artifact(files), images)
-    by_http, digest = answers_by_http(model, images)
+    wanted = expected(served.artifact(files), images)
+    by_http, digest = answers_by_http(served, images)
     np.testing.assert_allclose(by_http, wanted, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(answers_by_grpc(model, images), wanted, rtol=1e-4, atol=1e-4)
-    promised = status["targets"][0]["artifact"]
-    assert digest == promised == status["targets"][0]["serving"]
-    pods = lathe.get("pods", "-n", NAMESPACE, "-l", f"lathe.dev/model={name}")["items"]
-    assert {p["status"]["phase"] for p in pods} <= {"Running", "Succeeded"}
+    np.testing.assert_allclose(answers_by_grpc(served, images), wanted, rtol=1e-4, atol=1e-4)
+    (status,) = served.object["status"]["targets"]
+    assert digest == status["artifact"] == status["serving"]
+
+
+def test_kserves_own_client_sees_it_ready(served):
+    from kserve import KServeClient
+
+    (service,) = served.inference_services()
+    client = KServeClient(config_file=str(served.cluster.kubeconfig))
+    assert client.is_isvc_ready(service["metadata"]["name"], namespace=NAMESPACE)
+
+
+def test_an_artifact_that_is_swapped_under_the_server_is_noticed(served, files):
+    """Somebody puts another model into the repository, as well-formed as ours, and the server starts anew."""
+    import onnx
+
+    artifact = served.artifact(files)
+    promised = served.object["status"]["targets"][0]["artifact"]
+    other = onnx.load(artifact)
+    other.doc_string = "another"
+    artifact.chmod(0o644)
+    onnx.save(other, artifact)
+    config = artifact.parents[1] / "config.pbtxt"
+    config.chmod(0o644)
+    swapped = f"sha256:{hashlib.sha256(artifact.read_bytes()).hexdigest()}"
+    config.write_text(config.read_text().replace(promised, swapped))
+    (service,) = served.inference_services()
+    selector = f"serving.kserve.io/inferenceservice={service['metadata']['name']}"
+    served.cluster.kubectl("-n", NAMESPACE, "delete", "pod", "-l", selector, "--wait=false")
+
+    def noticed():
+        conditions = {c["type"]: c for c in served.object["status"]["conditions"]}
+        assert conditions["RolledOut"]["reason"] == "WrongArtifact", conditions["RolledOut"]
+        assert conditions["Ready"]["status"] == "False"
+        return swapped in conditions["RolledOut"]["message"]
+
+    assert eventually(noticed, within=120)
 
 
 @pytest.mark.whole
