@@ -112,7 +112,7 @@ class _Run:
         self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.host_class())
         self.digests = locations.digests(self.places)
         self.revision = options.revision or plan.revision_of(document, self.digests, self.seed)
-        self._data: Datasets | None = None
+        self._known_truth: Array | None = None
 
     def preview(self) -> tuple[PlannedStage, ...]:
         stages = self._stages()
@@ -153,7 +153,9 @@ class _Run:
         return self.store.get(done.record.artifact.files[Role.PREDICTIONS])
 
     def _truth(self) -> Array:
-        return targets(self._open().evaluation)
+        if self._known_truth is None:
+            self._known_truth = targets(self._open().evaluation).copy()
+        return self._known_truth
 
     def _finish(self, folder: Path, progress: dict[str, outcome.Progress], publish: Publish | None) -> Summary:
         results, records, confusion = [], {}, {}
@@ -203,17 +205,19 @@ class _Run:
 
     def _check_before_work(self) -> None:
         self.store.check()
-        for warning in check_data(self._open(), self.document.spec.objective):
+        data = self._open()
+        for warning in check_data(data, self.document.spec.objective):
             self.observe(Notice(message=warning))
+        # A copy, as a view would keep all of the data.
+        self._known_truth = targets(data.evaluation).copy()
 
     def _open(self) -> Datasets:
-        if self._data is None:
-            self._data = open_datasets(
-                self.document.spec.data,
-                lambda field, _: locations.fetch(self.places[field], field, self.store),
-                self.seed,
-            )
-        return self._data
+        """The data sets; not kept, as a stage's process needs the memory that they take."""
+        return open_datasets(
+            self.document.spec.data,
+            lambda field, _: locations.fetch(self.places[field], field, self.store),
+            self.seed,
+        )
 
 
 def _available(document: OptimizedModel) -> tuple[Stage, ...]:

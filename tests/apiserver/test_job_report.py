@@ -194,6 +194,31 @@ def test_two_jobs_report_a_whole_revision(lathe_kinds, namespace, pod, submit):
     assert float(target["originalQuality"]) - float(target["quality"]) == pytest.approx(float(target["qualityDrop"]))
 
 
+def test_a_stage_that_differs_by_hardware_is_reported_for_each_target(lathe_kinds, namespace, pod, submit):
+    document = spec()
+    document["targets"] = [
+        {"name": "plain", "hardware": "X86Avx2"},
+        {"name": "fast", "hardware": "X86Vnni"},
+        {"name": "gpu", "hardware": "Cuda"},
+    ]
+    document["gates"] = [{"name": "size", "metric": "sizeRatio", "min": "2"}]
+    name = submit(document)
+    first, last = segments(revision_stages(document), "Onnx")
+    assert pod.run(0).returncode == 0
+    between = revision(lathe_kinds, namespace, name)
+    assert owned(between, "lathe-job-0") == {"import", "plain.int8", "fast.int8"}
+    assert is_done(first, between)
+    assert pod.run(1).returncode == 0
+    end = revision(lathe_kinds, namespace, name)
+    assert owned(end, "lathe-job-1") == {"plain.onnx", "fast.onnx"}
+    assert is_done(last, end)
+    found = status(lathe_kinds, namespace, name)
+    states = {t["name"]: (t["state"], "repository" in t) for t in found["targets"]}
+    assert states == {"plain": ("Built", True), "fast": ("Built", True), "gpu": ("Skipped", False)}
+    assert sorted(g["name"] for g in found["gates"]) == ["fast.onnx.size", "plain.onnx.size"]
+    assert next(t["message"] for t in found["targets"] if t["name"] == "gpu").startswith("artifacts for Cuda")
+
+
 def test_progress_is_seen_while_a_stage_runs(lathe_kinds, namespace, pod, submit):
     shutil.rmtree(pod.store)
     pod.store.mkdir()

@@ -17,6 +17,7 @@ from support.eventually import eventually
 from support.jobs import EXPORT, STATIC, Pod, make_pod, revision_of, spec
 from support.projects import images
 
+from lathe_optimizers.runner import resident_bytes
 from lathe_runtimes.repository import read_repository
 
 pytestmark = pytest.mark.e2e
@@ -188,6 +189,23 @@ def test_a_pod_that_is_killed_loses_no_finished_stage(pod):
     assert done.returncode == 0, done.stderr
     assert "\nimport: cached" in done.stdout
     assert "\nint8: started" in done.stdout
+
+
+def test_the_supervisor_leaves_the_memory_to_the_stage(pod):
+    """The data is read before a stage begins, and not held while it works."""
+    empty(pod)
+    samples = 200_000
+    x = np.zeros((samples, 1, 16, 16), np.float32)
+    np.savez(pod.files / "train.npz", x=x, y=np.arange(samples) % 10)
+    process = pod.start(0)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("import: started"):
+            break
+    own = resident_bytes(process.pid)
+    assert 0 < own < x.nbytes
+    process.terminate()
+    process.communicate(timeout=30)
 
 
 @pytest.fixture
