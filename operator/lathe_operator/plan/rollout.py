@@ -24,6 +24,7 @@ STARTING_SECONDS: Final = 2.0
 SERVING_SECONDS: Final = 30.0
 """Next question to a server that serves: what it answers shows in no watch."""
 _KIND: Final = ConditionType.ROLLED_OUT
+_AT_ONCE: Final = frozenset({RolloutStrategy.CANARY, RolloutStrategy.SHADOW})
 _PASSING: Final = frozenset({"ServersStarting", "NoAnswer"})
 """Troubles that pass by themselves while servers start."""
 
@@ -190,7 +191,10 @@ def _conclusion(model: OptimizedModel, revision: Json | None, served: Sequence[S
     if behind:
         text = f"Revision {name_of(revision)} was not built for {', '.join(behind)}: an earlier one serves there"
         return false(_KIND, "EarlierRevisionServes", text), f"Serving {counts}"
-    return true(_KIND, "Serving", f"Revision {name_of(revision)} gets all traffic"), f"Serving {counts}"
+    text = f"Revision {name_of(revision)} gets all traffic"
+    if model.spec.rollout.strategy in _AT_ONCE:
+        text += f"; strategy {model.spec.rollout.strategy} moves it at once in this version, as BlueGreen does"
+    return true(_KIND, "Serving", text), f"Serving {counts}"
 
 
 def _nothing_to_serve(model: OptimizedModel, revision: Json) -> tuple[Fact, str]:

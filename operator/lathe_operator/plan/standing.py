@@ -7,6 +7,7 @@ from typing import Final
 
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.status import Condition, ConditionStatus, ConditionType
+from lathe_api.targets import ScaleOn, Target
 from lathe_operator.plan import names
 from lathe_operator.plan.columns import columns
 from lathe_operator.plan.facts import NEEDED, Fact, Part, conditions_of, judged
@@ -61,9 +62,7 @@ def status(
         "conditions": _dump(judged(conditions_of(raw), facts, NEEDED, generation, now)),
         "columns": columns(model, revision),
         "observedRevision": revision_name,
-        "targets": [
-            _target(t.name, t.hardware.value, revision, rollout, observed, settings) for t in model.spec.targets
-        ],
+        "targets": [_target(t, revision, rollout, observed, settings) for t in model.spec.targets],
     }
     serving = _serving(rollout, dig(raw, "status", "servingRevision"))
     if serving is not None:
@@ -117,16 +116,18 @@ def _serving(rollout: Rollout, before: str | None) -> str | None:
     return None
 
 
-def _target(
-    name: str, hardware: str, revision: Json | None, rollout: Rollout, observed: Observed, settings: Settings
-) -> Json:
-    found: Json = {"name": name, "hardware": hardware}
+def _target(target: Target, revision: Json | None, rollout: Rollout, observed: Observed, settings: Settings) -> Json:
+    name = target.name
+    found: Json = {"name": name, "hardware": target.hardware.value}
     served = rollout.served.get(name)
     behind = find(observed.revisions, served.revision) if served and served.revision else None
     result = _result(revision, name) or _result(behind, name)
     found |= {key: result[key] for key in _RESULT if result.get(key) is not None}
     if served is None:
         return found
+    if target.serving.replicas.scale_on not in (None, ScaleOn.CPU):
+        scale = target.serving.replicas.scale_on
+        found["message"] = f"This version does not scale on {scale}: replicas.min servers run"
     if served.state is not None:
         found |= {"replicas": served.state.replicas, "readyReplicas": served.state.ready_replicas}
         if served.state.served is not None:
