@@ -5,15 +5,14 @@ stages in the store: nothing is computed anew.
 """
 
 import argparse
-from typing import Any, Final
+from typing import Final
 
-from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.summary import TargetState
 from lathe_cli import texts
 from lathe_cli.cluster import Cluster, ClusterError, Json, NotThereError, chosen
 from lathe_cli.revisiondiff import changes
 from lathe_operator.plan.observed import Observed, dig, name_of
-from lathe_operator.plan.resolve import RefusalError, resolve
+from lathe_operator.plan.resolve import RefusalError, parse, resolve
 from lathe_operator.plan.revision import hash_of
 from lathe_operator.settings import Settings
 
@@ -37,7 +36,8 @@ def rollback(options: argparse.Namespace) -> int:
     revisions = cluster.revisions(options.name)
     revision = chosen(revisions, options.to) if options.to else previous(model, revisions)
     name = name_of(revision)
-    if name == dig(model, "status", "observedRevision") and _hash(model, model["spec"]) == revision["spec"]["hash"]:
+    observed, generation = dig(model, "status", "observedRevision"), dig(model, "status", "observedGeneration")
+    if name == observed and generation == dig(model, "metadata", "generation"):
         print(f"{options.name} asks for {name} already")
         return 0
     spec = spec_of(model, revision)
@@ -67,7 +67,7 @@ def previous(model: Json, revisions: list[Json]) -> Json:
         return revisions[names.index(serving)]
     earlier = revisions[: names.index(observed)] if observed in names else revisions
     later = revisions[names.index(observed) + 1 :] if observed in names else []
-    # After a rollback the newest one is the one that was left: going back twice returns to it.
+    # From the oldest one there is no way back but to those that were left by going back.
     for candidate in (*reversed(earlier), *reversed(later)):
         if any(t.get("state") == TargetState.BUILT for t in dig(candidate, "status", "targets", default=[])):
             return candidate
@@ -81,7 +81,7 @@ def spec_of(model: Json, revision: Json) -> Json:
     Replicas, resources and pools of targets that are still there stay as they are.
 
     Raises:
-        ClusterError: the spec would not lead to that revision: it was made by another version of Lathe.
+        ClusterError: the spec would not lead to that revision, or does not fit the parts that stay.
     """
     wanted: Json = revision["spec"]
     spec = {key: value for key, value in model["spec"].items() if key not in PARTS}
@@ -89,7 +89,12 @@ def spec_of(model: Json, revision: Json) -> Json:
     spec["recipe"] = {"stages": wanted["stages"]}
     now = {t["name"]: t for t in model["spec"]["targets"]}
     spec["targets"] = [_in_place(t, now.get(t["name"])) for t in wanted["targets"]]
-    found = _hash(model, spec)
+    value = {key: model[key] for key in ("apiVersion", "kind", "metadata")} | {"spec": spec}
+    try:
+        found = hash_of(resolve(parse(value), Observed(value), Settings()))
+    except RefusalError as error:
+        told = f"what {name_of(revision)} was made of does not fit the rest of the spec now: {error.message}"
+        raise ClusterError(told) from error
     if found != wanted["hash"]:
         raise ClusterError(
             f"ModelRevision {name_of(revision)} was made by a version of Lathe that read its spec differently "
@@ -107,16 +112,6 @@ def _in_place(wanted: Json, now: Json | None) -> Json:
     serving: Json = {k: v for k, v in wanted.get("serving", {}).items() if k not in IN_PLACE}
     serving |= {k: now["serving"][k] for k in IN_PLACE if k in now.get("serving", {})}
     return {**found, "serving": serving} if serving else {k: v for k, v in found.items() if k != "serving"}
-
-
-def _hash(model: Json, spec: Json) -> str | None:
-    """What the operator would name the revision of this spec by; None where only the operator can tell."""
-    value: dict[str, Any] = {key: model[key] for key in ("apiVersion", "kind", "metadata")} | {"spec": spec}
-    document = OptimizedModel.model_validate(value, by_alias=True, by_name=False)
-    try:
-        return hash_of(resolve(document, Observed(value), Settings()))
-    except RefusalError:
-        return None
 
 
 def _warnings(model: Json) -> list[str]:

@@ -52,7 +52,12 @@ class User:
             self.cluster.apply(wanted, manager="lathe-operator")
         done = json.dumps({"status": finished(wanted) if serves else {"summary": "Refused"}})
         self._status("modelrevision", name, done)
-        found = {"observedRevision": name, **({"servingRevision": name} if serves else {})}
+        generation = self.model()["metadata"]["generation"]
+        found = {
+            "observedGeneration": generation,
+            "observedRevision": name,
+            **({"servingRevision": name} if serves else {}),
+        }
         self._status("optimizedmodel", "patterns", json.dumps({"status": found}))
         return name
 
@@ -157,6 +162,22 @@ def test_git_is_named_where_it_would_set_the_spec_back(user):
     user.apply(spec(), annotations={"argocd.argoproj.io/tracking-id": "vision:lathe.dev/OptimizedModel:patterns"})
     user.apply(dynamic(), annotations={"argocd.argoproj.io/tracking-id": "vision:lathe.dev/OptimizedModel:patterns"})
     assert "note: Argo CD manages patterns and may set it back" in user.lathe("rollback", "patterns").stdout
+
+
+def test_parts_that_stay_must_fit_the_earlier_recipe(user):
+    first = user.apply(spec())
+    document = dynamic()
+    document["recipe"]["stages"] = [{**DYNAMIC, "name": "eight"}, EXPORT]
+    document["search"] = {
+        "choices": [{"stage": "eight", "field": "quantize.method", "values": ["Dynamic"]}],
+        "goals": [{"metric": "sizeRatio"}],
+    }
+    user.apply(document)
+    done = user.lathe("rollback", "patterns", "--to", first)
+    assert done.returncode == 1
+    assert f"what {first} was made of does not fit the rest of the spec now" in done.stderr
+    assert "search.choices[0].stage" in done.stderr
+    assert user.model()["spec"]["recipe"]["stages"][0]["name"] == "eight"
 
 
 @pytest.mark.parametrize(
