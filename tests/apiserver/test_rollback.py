@@ -169,7 +169,7 @@ def test_parts_that_stay_must_fit_the_earlier_recipe(user):
     document = dynamic()
     document["recipe"]["stages"] = [{**DYNAMIC, "name": "eight"}, EXPORT]
     document["search"] = {
-        "choices": [{"stage": "eight", "field": "quantize.method", "values": ["Dynamic"]}],
+        "choices": [{"stage": "eight", "field": "quantize.method", "values": ["Dynamic", "Static"]}],
         "goals": [{"metric": "sizeRatio"}],
     }
     user.apply(document)
