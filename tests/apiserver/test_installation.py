@@ -10,6 +10,8 @@ from support.world import finished
 
 from devcluster import controlplane, kserve
 
+KUSTOMIZE = CHART.parents[1] / "kustomize"
+
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
@@ -116,3 +118,13 @@ def test_every_pod_of_lathe_passes_the_restricted_standard(plane):
         }
         created = plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(pod))
         assert "created" in created
+
+
+def test_the_kustomize_folders_are_taken_too(plane):
+    """After KServe has come, and in the place of the release."""
+    for name in ("base", "with-kserve"):
+        text = plane.kubectl("kustomize", str(KUSTOMIZE / name))
+        plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+    assert "lathe-triton" in plane.kubectl("get", "clusterservingruntimes", "-o", "name")
+    shown = plane.kubectl("get", "crd", "optimizedmodels.lathe.dev", "--show-labels")
+    assert "managed-by=kustomize" not in shown, "the files of the chart are used as they are"
