@@ -175,10 +175,11 @@ def test_an_artifact_that_is_swapped_under_the_server_is_noticed(served, files):
 
 
 @pytest.mark.whole
+@pytest.mark.timeout(1800)
 def test_the_example_as_it_stands_goes_through_all_its_stages(lathe, inputs, files):
     lathe.kubectl("-n", NAMESPACE, "apply", "-f", str(EXAMPLE / "model.yaml"))
     model = Model(lathe, "digits")
-    status = model.ready(within=900)
+    status = model.ready(within=1500)
     assert status["columns"]["size"]
     images = np.load(inputs / "test.npz")["x"][:16].astype(np.float32)
     by_http, _ = answers_by_http(model, images)
