@@ -96,14 +96,23 @@ def _waiting(pod: Json) -> Trouble | None:
             )
         if reason == "CreateContainerConfigError":
             return Trouble("PodConfig", f"Pod {name_of(pod)} cannot be made: {message}", f"Pod not made: {message}")
-        if reason == "CrashLoopBackOff":
-            end = dig(status, "lastState", "terminated", default={})
-            if end.get("reason") == _MEMORY:
-                text = f"Pod {name_of(pod)} reached its memory limit. Raise `serving.resources` of the target"
-                return Trouble("OutOfMemory", text, "Server ran out of memory")
-            words = str(end.get("message") or f"exit status {end.get('exitCode')}").strip()[:_LONGEST]
-            return Trouble("CrashLoop", f"Pod {name_of(pod)} ends again and again: {words}", "Server crashes")
+        if reason == "CrashLoopBackOff" or _started_again(status):
+            return _crashed(pod, dig(status, "lastState", "terminated", default={}))
     return None
+
+
+def _started_again(status: Json) -> bool:
+    """Between two crashes a container runs for a while, and is never ready."""
+    ended = dig(status, "lastState", "terminated", "exitCode", default=0)
+    return bool(status.get("restartCount")) and not status.get("ready") and ended != 0
+
+
+def _crashed(pod: Json, end: Json) -> Trouble:
+    if end.get("reason") == _MEMORY:
+        text = f"Pod {name_of(pod)} reached its memory limit. Raise `serving.resources` of the target"
+        return Trouble("OutOfMemory", text, "Server ran out of memory")
+    words = str(end.get("message") or f"exit status {end.get('exitCode')}").strip()[-_LONGEST:]
+    return Trouble("CrashLoop", f"Pod {name_of(pod)} ends again and again: {words}", "Server crashes")
 
 
 def _unscheduled(pod: Json, claims: Sequence[Json]) -> Trouble | None:

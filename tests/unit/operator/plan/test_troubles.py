@@ -294,3 +294,28 @@ def test_a_namespace_with_too_long_a_name_is_refused_in_words(world):
     world.model["metadata"]["namespace"] = "n" * 60
     world.optimizes()
     assert world.condition("RolledOut") == ("False", "NameTooLong")
+
+
+CRASHES = {
+    "waiting for its next start": {"state": {"waiting": {"reason": "CrashLoopBackOff"}}},
+    "running for the moment": {"state": {"running": {}}},
+}
+
+
+@pytest.mark.parametrize("state", CRASHES.values(), ids=CRASHES)
+def test_a_server_that_crashes_stays_one_between_two_starts(world, state):
+    world.optimizes()
+    world.kserve_reconciles(ready=False)
+    name = name_of(world.the("InferenceService"))
+    last = {"terminated": {"exitCode": 1, "message": "no such file: model.onnx"}}
+    status = {"name": "kserve-container", "restartCount": 2, "ready": False, "lastState": last, **state}
+    world.put(
+        {
+            "kind": "Pod",
+            "metadata": {"name": "server", "labels": {"serving.kserve.io/inferenceservice": name}},
+            "status": {"phase": "Running", "containerStatuses": [status]},
+        }
+    )
+    world.settle()
+    assert world.summary == "Server crashes"
+    assert "no such file: model.onnx" in world.message("RolledOut")
