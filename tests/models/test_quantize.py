@@ -21,7 +21,8 @@ from lathe_api.manifest import Role
 from lathe_api.targets import Hardware
 from lathe_optimizers.context import Artifact, PassContext, PassOutput
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import kernels, onnx_files, parity, quantize
+from lathe_optimizers.passes import kernels, onnx_files, parity, quantize, quantize_program
+from lathe_optimizers.passes.integer_types import types_for
 from lathe_optimizers.passes.programs import load_program, save_program, set_training, unlift
 
 pytestmark = pytest.mark.models
@@ -290,7 +291,7 @@ def test_a_program_with_a_fixed_batch_is_calibrated_on_all_samples(tmp_path: Pat
     onnx_files.to_onnx(program, onnx_file, opset=20, input_names=["image"])
     start = artifact(PassOutput(program=pt2, onnx=onnx_file))
     ctx = stage_context(tmp_path, start, samples=20)
-    out = quantize._quantise_program(ctx, start, ctx.stage.config, quantize.quantizer.types_for(ctx.hardware), "int8")
+    out = quantize_program.run(ctx, start, ctx.stage.config, types_for(ctx.hardware), "int8")
     assert out.details["calibrationSamples"] == 20
 
 

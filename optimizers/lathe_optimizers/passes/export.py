@@ -12,11 +12,10 @@ task's metric by the gates, which measure the file as it is served.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import onnx
 from pydantic import JsonValue
-from torch.export import ExportedProgram
 
 from lathe_api.manifest import Role, TensorSpec
 from lathe_api.recipe import Export, Portability
@@ -24,7 +23,9 @@ from lathe_optimizers.context import Array, PassContext, PassOutput, Progress
 from lathe_optimizers.errors import InputError, StageError
 from lathe_optimizers.passes import onnx_files, onnx_import, parity
 from lathe_optimizers.passes.compaction import compact
-from lathe_optimizers.passes.programs import load_program
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 QUANTISED_TOLERANCE: Final = 5e-3
 """Quantised, as written: root mean square of the difference, relative to the range; one level is 1/255 of a range."""
@@ -55,6 +56,9 @@ def run(ctx: PassContext) -> PassOutput:
     inputs = parity.probe(ctx.data.evaluation)
     ctx.report(Progress(0.0, "write ONNX"))
     if Role.PROGRAM in ctx.input.files:
+        # Models that were given as ONNX are handled without torch.
+        from lathe_optimizers.passes.programs import load_program
+
         program = load_program(ctx.input.files[Role.PROGRAM])
         signature = ctx.input.manifest.signature
         onnx_files.to_onnx(
@@ -87,7 +91,7 @@ def run(ctx: PassContext) -> PassOutput:
     )
 
 
-def is_quantised(program: ExportedProgram) -> bool:
+def is_quantised(program: "ExportedProgram") -> bool:
     """Whether a program contains quantise and dequantise steps."""
     return any(
         getattr(node.target, "namespace", None) == "quantized_decomposed" for node in program.graph_module.graph.nodes

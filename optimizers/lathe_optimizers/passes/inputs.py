@@ -1,24 +1,27 @@
 """Whether the data of a document feeds the inputs of its network."""
 
 from collections.abc import Sequence
-from typing import Any, Final
-
-from torch import Tensor
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, TensorArgument
+from typing import TYPE_CHECKING, Any, Final
 
 from lathe_optimizers.context import Array, Dataset, PassContext
 from lathe_optimizers.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
 _MODEL: Final = "spec.model.uri"
 
 
-def input_names(program: ExportedProgram) -> tuple[str, ...]:
+def input_names(program: "ExportedProgram") -> tuple[str, ...]:
     """Names of the network's inputs: the arguments of its `forward`.
 
     Raises:
         InputError: an input is no tensor.
     """
+    # Models that were given as ONNX are handled without torch.
+    from torch.export.graph_signature import InputKind, TensorArgument
+
     names = []
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
@@ -51,7 +54,7 @@ def require_inputs(ctx: PassContext, names: Sequence[str]) -> None:
 
 
 def require_samples(
-    examples: Sequence[Tensor], names: Sequence[str], samples: Sequence[Array], free: Sequence[dict[int, Any]]
+    examples: Sequence["Tensor"], names: Sequence[str], samples: Sequence[Array], free: Sequence[dict[int, Any]]
 ) -> None:
     """Check that samples have the element type and shape of the example inputs; `free` dimensions may be of any size.
 

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import torch
 from onnx import numpy_helper
-from torch.export import ExportedProgram
 
 from lathe_api.manifest import Signature, TensorSpec
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.files import write_file
 from lathe_optimizers.passes.compaction import compact
 from lathe_optimizers.passes.onnx_parts import parts, strip
-from lathe_optimizers.passes.programs import quiet_torch
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 __all__ = ["output_names", "parts", "read_signature", "session", "strip", "to_onnx", "weight_counts", "write"]
 
@@ -45,7 +45,7 @@ def output_names(count: int) -> tuple[str, ...]:
 
 
 def to_onnx(
-    ep: ExportedProgram,
+    ep: "ExportedProgram",
     path: Path,
     *,
     opset: int,
@@ -63,6 +63,11 @@ def to_onnx(
         input_names: names of the inputs, in the order of the program.
         output_names: names of the outputs; `output`, or `output_0`, … by default.
     """
+    # Models that were given as ONNX are handled without torch.
+    import torch
+
+    from lathe_optimizers.passes.programs import quiet_torch
+
     names = list(output_names) if output_names else list(_default_outputs(ep))
     with quiet_torch():
         written = torch.onnx.export(
@@ -81,7 +86,7 @@ def to_onnx(
     write(model, path)
 
 
-def _default_outputs(ep: ExportedProgram) -> tuple[str, ...]:
+def _default_outputs(ep: "ExportedProgram") -> tuple[str, ...]:
     return output_names(len(ep.graph_signature.user_outputs))
 
 

@@ -1,14 +1,14 @@
 """Int8 versions of exported programs, annotated the way ONNX Runtime's CPU provider fuses them.
 
 torchao does the mechanics (observers in, quantise and dequantise steps out); where they go is decided in
-`annotations`, and which number types in `types_for`.
+`annotations`, and which number types in `integer_types`.
 """
 
 import difflib
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,54 +16,12 @@ from torch.export import ExportedProgram
 from torchao.quantization.pt2e.prepare import prepare
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-from lathe_api.targets import Hardware
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import annotations, observers
 from lathe_optimizers.passes.conversion import insert_integers
 from lathe_optimizers.passes.folding import fold_batch_norm, remove_dropout
+from lathe_optimizers.passes.integer_types import IntegerTypes
 from lathe_optimizers.passes.programs import ATEN, module_path, quiet_torch, reexport, set_training, unlift
-
-
-@dataclass(frozen=True)
-class IntegerTypes:
-    """Ranges of the integers that a CPU multiplies fastest without overflow."""
-
-    activation: torch.dtype
-    activation_range: tuple[int, int]
-    weight_range: tuple[int, int]
-    """Of int8 weights."""
-
-
-_U8S8: Final = IntegerTypes(torch.uint8, (0, 255), (-127, 127))
-_U8S7: Final = IntegerTypes(torch.uint8, (0, 255), (-64, 64))
-_S8S8: Final = IntegerTypes(torch.int8, (-128, 127), (-127, 127))
-TYPES: Final[dict[Hardware, IntegerTypes]] = {
-    # vpdpbusd multiplies unsigned by signed bytes into 32 bits.
-    Hardware.X86_VNNI: _U8S8,
-    # vpmaddubsw adds two products in 16 bits: 2 x 255 x 127 overflows, 2 x 255 x 64 does not.
-    Hardware.X86_AVX2: _U8S7,
-    # sdot multiplies signed bytes.
-    Hardware.ARM64: _S8S8,
-    # An edge bundle may meet any of them: the types that are exact on all.
-    Hardware.EDGE: _U8S7,
-}
-"""Number types by hardware; Cuda is missing: its ONNX Runtime provider has no integer convolutions."""
-
-
-def types_for(hardware: Hardware) -> IntegerTypes:
-    """Number types for `hardware`.
-
-    Raises:
-        InputError: there are none.
-    """
-    if hardware not in TYPES:
-        raise InputError(
-            "spec.targets.hardware",
-            f"a Quantize stage for {hardware}, whose ONNX Runtime provider computes convolutions and matrix products "
-            "in floating point only",
-            f"Quantise for {', '.join(TYPES)}, and optimise for {hardware} by Distill and Prune.",
-        )
-    return TYPES[hardware]
 
 
 def _specs(types: IntegerTypes, *, training: bool) -> annotations.Specs:
@@ -72,7 +30,7 @@ def _specs(types: IntegerTypes, *, training: bool) -> annotations.Specs:
         axis = 0 if scheme is torch.per_channel_symmetric else None
         return QuantizationSpec(dtype, made, bounds[0], bounds[1], scheme, ch_axis=axis)
 
-    affine = (types.activation, types.activation_range, torch.per_tensor_affine)
+    affine = (getattr(torch, types.activation), types.activation_range, torch.per_tensor_affine)
     return annotations.Specs(
         activation=spec(observers.moving() if training else observers.ActivationRange, *affine),
         answer=spec(observers.ActivationRange, *affine),

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
-from torch.export import ExportedProgram
 
 from lathe_optimizers.context import Array, Dataset
 from lathe_optimizers.passes import onnx_files
-from lathe_optimizers.passes.programs import unlift
+
+if TYPE_CHECKING:
+    from torch import fx
+    from torch.export import ExportedProgram
 
 SAMPLES: Final = 256
 """How many samples are compared at the most; enough to meet every channel, and quick for large networks."""
@@ -28,7 +28,9 @@ def probe(data: Dataset, count: int = SAMPLES) -> tuple[Array, ...]:
     return data.take(indices)[0]
 
 
-def program_answers(program: ExportedProgram | fx.GraphModule, inputs: Sequence[Array], batch: int = BATCH) -> Answers:
+def program_answers(
+    program: "ExportedProgram | fx.GraphModule", inputs: Sequence[Array], batch: int = BATCH
+) -> Answers:
     """Answers of an exported program, or of its graph, computed by torch.
 
     Args:
@@ -36,6 +38,13 @@ def program_answers(program: ExportedProgram | fx.GraphModule, inputs: Sequence[
         inputs: one array for each input, in the order of the program.
         batch: samples at once; a last, smaller batch is padded by repetition, so that a fixed batch works.
     """
+    # Models that were given as ONNX are handled without torch.
+    import torch
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from lathe_optimizers.passes.programs import unlift
+
     network = unlift(program) if isinstance(program, ExportedProgram) else program
 
     def answer(feed: list[Array]) -> list[Array]:

@@ -12,37 +12,19 @@ from typing import Final
 
 import numpy as np
 import onnx
-import torch
 from pydantic import JsonValue
-from torch import Tensor
-from torch.export import ExportedProgram
 
 from lathe_api.manifest import Kernels, Role
-from lathe_api.recipe import CalibrationMethod, Quantize, QuantizeMethod, Schedule
+from lathe_api.recipe import CalibrationMethod, Quantize, QuantizeMethod
 from lathe_optimizers.context import Array, Artifact, Dataset, PassContext, PassOutput, Progress
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import kernels, onnx_files, onnx_import, parity, quantize_onnx, training
-from lathe_optimizers.passes import ort_quantizer as quantizer
+from lathe_optimizers.passes import integer_types, kernels, onnx_files, parity, quantize_onnx
 from lathe_optimizers.passes.compaction import compact
-from lathe_optimizers.passes.export import is_quantised
-from lathe_optimizers.passes.programs import (
-    dynamic_shapes,
-    example_inputs,
-    load_program,
-    module_path,
-    require_program,
-    save_program,
-)
 
-OPSET: Final = 20
-"""Of the ONNX form of an unfinished program."""
 BATCH: Final = 32
 """Calibration samples at once; keeps memory constant."""
-WEIGHT_DECAY: Final = 0.0
-"""Training with rounding is short and starts from trained weights: nothing is gained by pulling them to zero."""
-TRAINING: Final = 0.1
 CONVERTING: Final = 0.9
-"""Progress at which training starts, and conversion."""
+"""Progress at which conversion starts."""
 _AVAILABLE: Final = (QuantizeMethod.STATIC, QuantizeMethod.QUANTIZATION_AWARE)
 
 
@@ -61,11 +43,17 @@ def run(ctx: PassContext) -> PassOutput:
     config = ctx.stage.config
     where = f"stage {ctx.stage.name}: quantize"
     _require_available(config, where)
-    types = quantizer.types_for(ctx.hardware)
+    types = integer_types.types_for(ctx.hardware)
     if config.method is QuantizeMethod.QUANTIZATION_AWARE:
+        from lathe_optimizers.passes.programs import require_program
+
         require_program(ctx.input, f"{where}.method")
-    way = _quantise_program if Role.PROGRAM in ctx.input.files else _quantise_file
-    return way(ctx, ctx.input, config, types, where)
+    if Role.PROGRAM not in ctx.input.files:
+        return _quantise_file(ctx, ctx.input, config, types, where)
+    # Models that were given as ONNX are handled without torch.
+    from lathe_optimizers.passes import quantize_program
+
+    return quantize_program.run(ctx, ctx.input, config, types, where)
 
 
 def _require_available(config: Quantize, where: str) -> None:
@@ -84,7 +72,7 @@ def _require_available(config: Quantize, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """A quantised model, before it is inspected."""
 
     program: Path | None
@@ -98,78 +86,23 @@ class _Result:
     """Samples that it takes at once."""
 
 
-def _quantise_program(
-    ctx: PassContext, given: Artifact, config: Quantize, types: quantizer.IntegerTypes, where: str
-) -> PassOutput:
-    float_program = load_program(given.files[Role.PROGRAM])
-    if is_quantised(float_program):
-        raise InputError(where, "a program that is quantised already", "Remove the stage.")
-    aware = config.method is QuantizeMethod.QUANTIZATION_AWARE
-    samples, size = _calibration(ctx), _batch_size(float_program)
-    ctx.report(Progress(0.0, "calibrate"))
-    prepared = quantizer.prepare_program(
-        float_program, types, training=aware, exclude=config.exclude, field=f"{where}.exclude"
-    )
-    quantizer.observe_samples(prepared, _tensors(samples, size), field="spec.data.calibration")
-    details: dict[str, JsonValue] = {"calibrationSamples": len(samples), "batchNormFolded": prepared.folded}
-    probe = parity.probe(samples)
-    rounded = None
-    if aware:
-        details |= _train(ctx, config, prepared)
-        rounded = parity.program_answers(prepared.gm, probe, size)
-    ctx.report(Progress(CONVERTING, "convert"))
-    program = quantizer.convert(prepared)
-    if rounded is not None:
-        details["trainedAgainstConverted"] = parity.difference(rounded, parity.program_answers(program, probe, size))
-    program_path, onnx_path = ctx.workdir / "quantized.pt2", ctx.workdir / "quantized.onnx"
-    save_program(program, program_path)
-    onnx_files.to_onnx(
-        program,
-        onnx_path,
-        opset=_opset(given),
-        input_names=[t.name for t in given.manifest.signature.inputs],
-        output_names=[t.name for t in given.manifest.signature.outputs],
-    )
-    layers = {n.name: module_path(n) for n in program.graph_module.graph.nodes if n.op == "call_function"}
-    result = _Result(program_path, onnx_path, prepared.excluded, layers, details, size)
-    return _inspected(ctx, given, result, parity.program_answers(float_program, probe, size), probe)
-
-
-def _train(ctx: PassContext, config: Quantize, prepared: quantizer.Prepared) -> dict[str, JsonValue]:
-    quantizer.start_training(prepared)
-    fitted = training.finetune(
-        prepared.gm,
-        ctx,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=float(config.learning_rate),
-        weight_decay=WEIGHT_DECAY,
-        schedule=Schedule.COSINE,
-        teacher_weight=float(config.teacher_weight),
-        slot="quantize",
-        span=training.Span(TRAINING, CONVERTING),
-    )
-    quantizer.freeze_ranges(prepared, example_inputs(prepared.like))
-    return {"epochs": config.epochs, "losses": list(fitted.losses)}
-
-
 def _quantise_file(
-    ctx: PassContext, given: Artifact, config: Quantize, types: quantizer.IntegerTypes, where: str
+    ctx: PassContext, given: Artifact, config: Quantize, types: integer_types.IntegerTypes, where: str
 ) -> PassOutput:
     source, path = given.files[Role.ONNX], ctx.workdir / "quantized.onnx"
-    samples = _calibration(ctx)
+    samples = calibration_set(ctx)
     ctx.report(Progress(0.0, "calibrate"))
     excluded = quantize_onnx.quantize_file(
-        source, path, types, _arrays(samples, BATCH), exclude=config.exclude, field=f"{where}.exclude"
+        source, path, types, arrays(samples, BATCH), exclude=config.exclude, field=f"{where}.exclude"
     )
     ctx.report(Progress(CONVERTING, "compare"))
     probe = parity.probe(samples)
-    result = _Result(None, path, excluded, {}, {"calibrationSamples": len(samples)}, BATCH)
-    return _inspected(ctx, given, result, parity.onnx_answers(source, probe, threads=ctx.threads, batch=BATCH), probe)
+    result = Result(None, path, excluded, {}, {"calibrationSamples": len(samples)}, BATCH)
+    return inspected(ctx, given, result, parity.onnx_answers(source, probe, threads=ctx.threads, batch=BATCH), probe)
 
 
-def _inspected(
-    ctx: PassContext, given: Artifact, result: _Result, reference: parity.Answers, probe: Sequence[Array]
+def inspected(
+    ctx: PassContext, given: Artifact, result: Result, reference: parity.Answers, probe: Sequence[Array]
 ) -> PassOutput:
     """Count what ONNX Runtime runs in integers, and say what it does not."""
     counted, floats = kernels.inspect(result.onnx)
@@ -213,7 +146,12 @@ def _warnings(counted: Kernels, left: Sequence[str], excluded: int) -> tuple[str
     return (f"{told}: {', '.join(left)}.",)
 
 
-def _calibration(ctx: PassContext) -> Dataset:
+def calibration_set(ctx: PassContext) -> Dataset:
+    """The samples that activation ranges are measured on.
+
+    Raises:
+        InputError: there are none.
+    """
     samples = ctx.data.calibration if ctx.data.calibration is not None else ctx.data.train
     if samples is None or not len(samples):
         raise InputError(
@@ -224,23 +162,7 @@ def _calibration(ctx: PassContext) -> Dataset:
     return samples
 
 
-def _batch_size(program: ExportedProgram) -> int:
-    """Samples at once: `BATCH`, or what a program takes whose batch does not vary."""
-    varying = all(0 in dims for dims in dynamic_shapes(program))
-    return BATCH if varying else len(example_inputs(program)[0])
-
-
-def _arrays(samples: Dataset, size: int) -> Iterator[tuple[Array, ...]]:
+def arrays(samples: Dataset, size: int) -> Iterator[tuple[Array, ...]]:
     """All samples, `size` at a time; the last batch is filled up by repetition, which moves no extreme."""
     for start in range(0, len(samples), size):
         yield samples.take(np.arange(start, start + size, dtype=np.int64).clip(max=len(samples) - 1))[0]
-
-
-def _tensors(samples: Dataset, size: int) -> Iterator[tuple[Tensor, ...]]:
-    for inputs in _arrays(samples, size):
-        yield tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)
-
-
-def _opset(given: Artifact) -> int:
-    """Of the exported file that is replaced; for an unfinished program the exporter's."""
-    return onnx_import.opset(onnx.load(given.files[Role.ONNX])) if given.manifest.exported else OPSET

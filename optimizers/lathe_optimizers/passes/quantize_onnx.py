@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import torch
 from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, get_qdq_config, quantize
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -22,7 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from lathe_optimizers.context import Array
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import onnx_files
-from lathe_optimizers.passes.ort_quantizer import IntegerTypes
+from lathe_optimizers.passes.integer_types import IntegerTypes
 
 MATRIX: Final = frozenset({"Conv", "Gemm", "MatMul"})
 _AROUND: Final = frozenset(
@@ -35,7 +34,7 @@ _AROUND: Final = frozenset(
 _NORMS: Final = frozenset(
     {"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization", "SkipLayerNormalization"}
 )
-_SIGNED: Final = {torch.uint8: QuantType.QUInt8, torch.int8: QuantType.QInt8}
+_SIGNED: Final = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
 def quantize_file(

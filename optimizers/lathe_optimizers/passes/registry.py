@@ -113,7 +113,7 @@ def _remedy(stage: Stage, choice: Choice) -> str:
 
 
 def load(stage_type: str) -> Callable[[PassContext], PassOutput]:
-    """The function that does stages of this type. Imports torch; call it in the stage's own process.
+    """The function that does stages of this type. Imports onnx or torch; call it in the stage's own process.
 
     Raises:
         KeyError: no such stage type is built.
