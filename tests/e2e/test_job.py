@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.eventually import eventually
-from support.jobs import EXPORT, STATIC, Pod, make_pod, revision_of, spec
-from support.projects import images
+from support.jobs import EXPORT, STATIC, Pod, make_classifier, make_pod, revision_of, spec
 
 from lathe_optimizers.runner import resident_bytes
 from lathe_runtimes.repository import read_repository
@@ -77,6 +76,20 @@ def test_a_command_needs_no_home():
         pytest.skip("this machine allows no user namespaces")
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_onnx_model_needs_no_torch(pod, tmp_path):
+    """As in the image without it, which the operator chooses for such a model."""
+    empty(pod)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    names = ("torch", "torchao", "onnxscript", "kopf", "kubernetes", "rich", "prometheus_client")
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n")
+    pod.environment["PYTHONPATH"] = str(folder)
+    for segment in (0, 1):
+        done = pod.run(segment)
+        assert done.returncode == 0, done.stderr
+    assert list(pod.store.glob("repositories/*/cpu/patterns/1/model.onnx"))
 
 
 def test_targets_of_several_kinds_each_get_their_repository(pod):
@@ -232,10 +245,8 @@ def container() -> Iterator[Path]:
 def test_a_stage_that_the_kernel_ends_is_explained_with_the_limit(pod, container, tmp_path):
     """The container's limit is reached before the stage's own, which is higher here."""
     empty(pod)
-    x, y = images(120_000, 1)
-    np.savez(pod.files / "train.npz", x=x, y=y)
+    make_classifier(pod.files / "model.onnx", hidden=150_000)
     document = spec()
-    document["data"]["calibration"]["samples"] = 100_000
     document["recipe"]["stages"] = [{**STATIC, "resources": {"memory": "100Gi"}}, EXPORT]
     pod.give(revision_of(document, "vision"))
     seen = tmp_path / "cgroup"

@@ -170,18 +170,33 @@ def with_kinds(cluster: Cluster) -> Cluster:
     return cluster
 
 
+def make_classifier(path: Path, hidden: int = 0) -> None:
+    """An ONNX classifier of `support.projects.images`; `hidden` numbers of every sample are computed for nothing."""
+    patterns = np.random.default_rng(1234).standard_normal((CLASSES, SIZE * SIZE)).astype(np.float32)
+    weights = {"patterns": np.ascontiguousarray(patterns.T)}
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "patterns"], ["scores"]),
+    ]
+    if hidden:
+        weights["idle"] = np.zeros((SIZE * SIZE, hidden), np.float32)
+        nodes += [
+            helper.make_node("MatMul", ["flat", "idle"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        ]
+    nodes.append(helper.make_node("Add", ["scores", "zero"], ["logits"]) if hidden else _same("scores", "logits"))
+    inputs, outputs = (("image", "FP32", (-1, 1, SIZE, SIZE)),), (("logits", "FP32", (-1, CLASSES)),)
+    build(path, nodes, inputs, outputs, weights)
+
+
+def _same(source: str, target: str) -> Any:
+    return helper.make_node("Identity", [source], [target])
+
+
 def make_pod(folder: Path) -> Pod:
     """A pod with an ONNX classifier and its data on the volume `lathe-files`."""
     pod = Pod(folder)
-    patterns = np.random.default_rng(1234).standard_normal((CLASSES, SIZE * SIZE)).astype(np.float32)
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "patterns"], ["logits"]),
-    ]
-    shape = (-1, 1, SIZE, SIZE)
-    weights = {"patterns": np.ascontiguousarray(patterns.T)}
-    inputs, outputs = (("image", "FP32", shape),), (("logits", "FP32", (-1, CLASSES)),)
-    build(pod.files / "model.onnx", nodes, inputs, outputs, weights)
+    make_classifier(pod.files / "model.onnx")
     for name, samples, seed in (("train", 200, 1), ("test", 200, 2)):
         x, y = images(samples, seed)
         np.savez(pod.files / f"{name}.npz", x=x, y=y)
