@@ -10,6 +10,10 @@ from support.operators import CHART
 
 from devcluster.controlplane import KubectlError
 from lathe_api.optimizedmodel import OptimizedModel
+from lathe_operator.plan.observed import Observed
+from lathe_operator.plan.resolve import parse, resolve
+from lathe_operator.plan.revision import revision as revision_of
+from lathe_operator.settings import Settings
 
 SOURCE = {"uri": "s3://sets/train.npz", "inputs": [{"name": "image", "field": "x"}], "target": "y"}
 INT8 = {"name": "int8", "type": "Quantize", "quantize": {"method": "Static"}}
@@ -94,6 +98,14 @@ STEPS = [{"weight": 10, "hold": "5m"}, {"weight": 50, "hold": "5m"}]
 ACCEPTED = {
     "the least there is": {"gates": None},
     "all kinds of stages in order": stages(DISTIL, SLIM, AWARE, EXPORT),
+    "both kinds of losses": distil(losses=[{"type": "Response", "weight": "0.5"}, {"type": "Feature", "weight": "2"}]),
+    "monitoring and learning": {
+        "monitoring": {
+            "tests": [{"name": "drift", "subject": "Inputs", "method": "KolmogorovSmirnov"}],
+            "window": {"samples": 500},
+        },
+        "dataPolicy": {},
+    },
     "a recipe kept elsewhere": {"recipe": {"ref": {"name": "cnn-int8"}}},
     "two targets with servers": {
         "targets": [CPU, {"name": "arm", "hardware": "Arm64", "serving": {"runtime": "Triton"}}]
@@ -274,6 +286,19 @@ def test_a_document_is_refused_by_field_and_remedy(crds, changes, field, remedy)
     assert field in message
     assert remedy in message
     assert not loads(value)
+
+
+WHOLE = ("a recipe kept elsewhere", "suspended")
+
+
+@pytest.mark.parametrize("name", [n for n in ACCEPTED if n not in WHOLE])
+def test_the_revision_of_a_document_that_is_taken_is_taken_too(crds, name):
+    """With everything filled in that the document left to defaults."""
+    raw = document(ACCEPTED[name])
+    raw["metadata"] |= {"namespace": "default", "uid": "0", "generation": 1}
+    settings = Settings(store_uri="pvc://store/")
+    revision = revision_of(resolve(parse(raw), Observed(model=raw), settings), raw)
+    assert "created" in create(crds, revision)
 
 
 @pytest.mark.parametrize("name", ["Digits", "a" * 64, "a.b"])

@@ -8,6 +8,8 @@ from support.eventually import eventually
 from support.operators import Operator, Play, Servers, install
 from support.world import DIGEST
 
+from devcluster.controlplane import KubectlError
+
 
 @pytest.fixture(scope="module")
 def servers():
@@ -142,6 +144,48 @@ def test_a_document_that_only_the_operator_can_refuse_is_explained(play):
     play.apply(model={"uri": "file:teacher.pt2", "format": "Pt2"})
     play.says("Cannot reach its files", within=5)
     assert play.condition("InputsResolved") == ("False", "UnreachablePath")
+
+
+def test_what_the_api_server_refuses_is_told(play):
+    """A policy of the cluster is in the way; when it is gone, the work goes on."""
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": f"no-jobs-{play.namespace}"},
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": play.namespace}},
+                "resourceRules": [
+                    {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+                ],
+            },
+            "validations": [{"expression": "false", "message": "ask the platform team"}],
+        },
+    }
+    binding = {
+        **policy,
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "spec": {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]},
+    }
+    play.cluster.apply(policy, binding)
+    probe = ("create", "job", "probe", "--image=none", "--dry-run=server")
+
+    def denied():
+        try:
+            play.kubectl(*probe)
+        except KubectlError as error:
+            return "ask the platform team" in str(error)
+        return False
+
+    eventually(denied)
+    play.apply()
+    eventually(lambda: play.condition("Optimized") == ("False", "RefusedByServer"))
+    assert play.summary.startswith("The API server refuses Job digits-")
+    ready = next(c for c in play.model["status"]["conditions"] if c["type"] == "Ready")
+    assert "ask the platform team" in ready["message"]
+    for obj in (binding, policy):
+        play.cluster.kubectl("delete", obj["kind"].lower(), obj["metadata"]["name"])
+    play.says("Optimizing int8 (1 of 2)", within=60)
 
 
 def test_a_recipe_kept_elsewhere_is_followed_when_it_comes(play):

@@ -228,7 +228,9 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
             "write at most 1: it is the share of the soft loss beside the labels'",
             ".weight",
         ),
-        _only_with("pairs", "self.type == 'Feature'", "write them for a loss of type Feature"),
+        _only_with(
+            "pairs", "self.pairs.size() == 0 || self.type == 'Feature'", "write them for a loss of type Feature"
+        ),
     ),
     "Distill": (
         Rule(

@@ -11,6 +11,7 @@ from lathe_api.base import API_VERSION
 from lathe_api.canonical import canonical_json
 from lathe_operator.cluster.gather import Prober, gather
 from lathe_operator.cluster.protocol import Cluster, ClusterError, Json
+from lathe_operator.plan.blocked import blocked
 from lathe_operator.plan.make import make_plan
 from lathe_operator.plan.observed import Event, Observed, Plan, Ref, dig, find, name_of, ref_of
 from lathe_operator.settings import Settings
@@ -63,11 +64,15 @@ class Reconciler:
             log.info("deleting %s %s", ref.kind, ref.name)
             await self.cluster.delete(ref)
         for obj in plan.objects:
-            await self._apply(obj, observed)
+            try:
+                await self._apply(obj, observed)
+            except ClusterError as error:
+                if not error.passing:
+                    await self._status(model, blocked(plan, obj, str(error), observed, self.clock()))
+                raise
         for name, status in plan.revision_status.items():
             await self._revision_status(name, status, observed)
-        if plan.status and plan.status != model.get("status"):
-            await self.cluster.apply(_status_of(model, plan.status), subresource="status")
+        await self._status(model, plan.status)
         for event in plan.events:
             await self._tell(model, event)
 
@@ -82,6 +87,10 @@ class Reconciler:
             log.info("applying %s %s", ref.kind, ref.name)
         now = await self.cluster.apply(obj)
         self._applied[ref] = (digest, dig(now, "metadata", "resourceVersion", default=""))
+
+    async def _status(self, model: Json, status: Json) -> None:
+        if status and status != model.get("status"):
+            await self.cluster.apply(_status_of(model, status), subresource="status")
 
     async def _revision_status(self, name: str, status: Json, observed: Observed) -> None:
         revision = find(observed.revisions, name)
