@@ -90,6 +90,8 @@ class Pool(ApiModel):
     """Taints that are accepted."""
     priority_class_name: SubdomainName | None = None
     """Priority class of the pods; by default the cluster's."""
+    runtime_class_name: SubdomainName | None = None
+    """Runtime class of the pods, such as one for GPUs; by default the cluster's."""
     service_account_name: SubdomainName | None = None
     """Service account of the pods, for identities that clouds bind to it; by default the namespace's."""
 

@@ -128,7 +128,7 @@ def _pod(segment: Segment, revision: Json, jobs: Jobs, settings: Settings) -> Js
 
 
 def placement(pool: Pool) -> Json:
-    """Node selector, tolerations and priority of pods; only what is given."""
+    """Node selector, tolerations, priority and runtime class of pods; only what is given."""
     found: Json = {}
     if pool.node_selector:
         found["nodeSelector"] = dict(pool.node_selector)
@@ -136,6 +136,8 @@ def placement(pool: Pool) -> Json:
         found["tolerations"] = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in pool.tolerations]
     if pool.priority_class_name is not None:
         found["priorityClassName"] = pool.priority_class_name
+    if pool.runtime_class_name is not None:
+        found["runtimeClassName"] = pool.runtime_class_name
     return found
 
 

@@ -13,6 +13,7 @@ from lathe_api.wiring import (
     MANAGED_BY,
 )
 from lathe_operator.plan import names
+from lathe_operator.plan.objects.job import placement
 from lathe_operator.plan.observed import Json, label, name_of
 from lathe_operator.plan.revision import owner
 
@@ -62,14 +63,7 @@ def inference_service(target: Target, revision: Json, model: Json, repository: s
             "scaleTarget": int(float((serving.replicas.target or "70%").rstrip("%"))),
         }
     pool = target.pool
-    if pool.node_selector:
-        predictor["nodeSelector"] = dict(pool.node_selector)
-    if pool.tolerations:
-        predictor["tolerations"] = [
-            t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in pool.tolerations
-        ]
-    if pool.priority_class_name is not None:
-        predictor["priorityClassName"] = pool.priority_class_name
+    predictor |= placement(pool)
     if pool.service_account_name is not None:
         predictor["serviceAccountName"] = pool.service_account_name
     return {

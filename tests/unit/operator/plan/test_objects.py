@@ -112,11 +112,13 @@ def test_pods_go_where_the_pool_says():
         "tolerations": [{"key": "gpu", "operator": "Exists"}],
         "priorityClassName": "low",
         "serviceAccountName": "mine",
+        "runtimeClassName": "nvidia",
     }
     found = pod(jobs={"pool": pool})
     assert found["nodeSelector"] == {"pool": "gpu"}
     assert found["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     assert (found["priorityClassName"], found["serviceAccountName"]) == ("low", "mine")
+    assert found["runtimeClassName"] == "nvidia"
 
 
 def served(**serving):
