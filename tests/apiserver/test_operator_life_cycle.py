@@ -114,8 +114,9 @@ def test_a_superseded_job_is_stopped(play):
     play.apply()
     first = play.pod()["metadata"]["labels"]["batch.kubernetes.io/job-name"]
     play.apply(seed=9)
-    eventually(lambda: first not in [j["metadata"]["name"] for j in play.all("jobs")])
-    assert len(play.all("jobs")) == 1
+    eventually(lambda: [first] != [j["metadata"]["name"] for j in play.all("jobs")] != [])
+    eventually(lambda: len(play.all("jobs")) == 1)
+    assert first not in [j["metadata"]["name"] for j in play.all("jobs")]
 
 
 FAILURES = {
