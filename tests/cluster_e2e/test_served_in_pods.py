@@ -17,7 +17,8 @@ from lathe_api.wiring import GRPC_PORT
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "digits"
 NAMESPACE = "vision"
-pytestmark = pytest.mark.cluster
+# Other tests may have the second core.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +126,7 @@ def served(lathe, inputs, request):
     """A model of the example's data, quantised only, behind each of the servers."""
     model = Model(lathe, f"digits-{request.param.lower()}")
     lathe.apply(document(model.name, targets=target(request.param), **SHORT), manager="kubectl")
-    model.ready(within=240)
+    model.ready(within=480)
     return model
 
 
