@@ -67,6 +67,10 @@ def _explain(error: Exception, command: str) -> int:
         _tell(f'error: lathe {command} needs {NEEDED[extra]}: install "lathe-platform[{extra}]"', command)
         return BAD_INPUT
     status = _status(error)
+    if command == "job" and "lathe_optimizers.errors.StageMemoryError" in _kinds(error):
+        from lathe_api.wiring import EXIT_OUT_OF_MEMORY
+
+        status = EXIT_OUT_OF_MEMORY
     if status is None:
         import traceback
 
@@ -142,10 +146,14 @@ def _in_cluster(options: argparse.Namespace) -> int:
             return diff(options)
 
 
+def _kinds(error: Exception) -> set[str]:
+    """Names of its classes. An error class that was never imported was never raised, and is not imported here."""
+    return {f"{c.__module__}.{c.__name__}" for c in type(error).__mro__}
+
+
 def _status(error: Exception) -> int | None:
     """Exit status of an error that is explained by its message; None for one that is not."""
-    # Read off the names of loaded modules: an error class that was never imported was never raised.
-    kinds = {f"{c.__module__}.{c.__name__}" for c in type(error).__mro__}
+    kinds = _kinds(error)
     bad_input = {
         "lathe_api.errors.ApiError",
         "lathe_cli.cluster.NotThereError",

@@ -37,6 +37,8 @@ GRPC_PORT: Final = 9000
 
 EXIT_BAD_INPUT: Final = 2
 """A Job's pod ends with it when another try cannot help; every other failure is tried again."""
+EXIT_OUT_OF_MEMORY: Final = 137
+"""A Job's pod ends with it when a stage reached a memory limit, as if the kernel had ended the pod."""
 TERMINATION_LOG: Final = "/dev/termination-log"
 """A Job's pod leaves the reason of its end there, in words for people."""
 

@@ -267,7 +267,7 @@ def test_a_stage_that_the_kernel_ends_is_explained_with_the_limit(pod, container
     done = subprocess.run(
         [sys.executable, "-c", script], check=False, capture_output=True, text=True, env=pod.variables, timeout=300
     )
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 137, done.stdout + done.stderr
     assert "because the container reached its limit of 300 MiB of memory. Raise the stage's `resources.memory`" in (
         pod.reason
     )

@@ -116,7 +116,17 @@ def test_the_runtime_serves_a_repository(installed, tmp_path_factory):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = ("lathe", "serve", models, "--http-port", port, "--grpc-port", 0, "--serve-seconds", 60)
+        command = (
+            "python",
+            "-m",
+            "lathe_runtimes.server",
+            "--repository",
+            models,
+            "--http-port",
+            port,
+            "--grpc-port",
+            0,
+        )
         with subprocess.Popen(
             contained(folder, *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as server:

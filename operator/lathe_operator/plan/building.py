@@ -10,7 +10,7 @@ from lathe_api.status import ConditionType
 from lathe_api.wiring import LABEL_REVISION
 from lathe_operator.plan import names
 from lathe_operator.plan.facts import TROUBLE_SECONDS, Fact, Part, troubled, true, unknown
-from lathe_operator.plan.failures import Trouble, job_trouble, last_end, out_of_memory, pods_trouble
+from lathe_operator.plan.failures import Trouble, job_trouble, last_end, out_of_memory, pods_trouble, reached_memory
 from lathe_operator.plan.objects.job import job
 from lathe_operator.plan.objects.records import config_map, identity
 from lathe_operator.plan.observed import (
@@ -124,9 +124,10 @@ def _starts_over(there: Json, pods: Sequence[Json], stage: str) -> Trouble | Non
     if any(dig(p, "status", "phase") in ("Pending", "Running") for p in pods) or not dig(there, "status", "failed"):
         return None
     ended = last_end(pods) or {}
-    if ended.get("reason") == "OOMKilled":
-        return out_of_memory(stage)
-    words = str(ended.get("message", "")).strip() or "no reason was left"
+    words = str(ended.get("message", "")).strip()
+    if reached_memory(ended):
+        return out_of_memory(stage, words)
+    words = words or "no reason was left"
     text = f"A pod of Job {name_of(there)} died and will be started again: {words}"
     return Trouble("Retrying", text, f"Stage {stage} is tried again")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lathe_api.wiring import EXIT_OUT_OF_MEMORY
 from lathe_operator.plan.observed import Json, condition_of, dig, find, name_of
 
 _IMAGE: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
@@ -52,8 +53,8 @@ def job_trouble(job: Json, pods: Sequence[Json], stage: str) -> Trouble | None:
     words = str(ended.get("message", "")).strip()[:_LONGEST] if ended else ""
     if why == "PodFailurePolicy" and words:
         return Trouble("BadInput", words, f"Refused: {_first_line(words)}", final=True)
-    if ended is not None and ended.get("reason") == _MEMORY:
-        return out_of_memory(stage, final=True)
+    if ended is not None and reached_memory(ended):
+        return out_of_memory(stage, words, final=True)
     if why == "DeadlineExceeded":
         message = f"Job {name_of(job)} took longer than the timeouts of its stages. Raise `timeout` of stage {stage}"
         return Trouble("DeadlineExceeded", message, f"Stage {stage} ran out of time", final=True)
@@ -62,11 +63,18 @@ def job_trouble(job: Json, pods: Sequence[Json], stage: str) -> Trouble | None:
     return Trouble("StageFailed", message, f"Stage {stage} failed: {_first_line(tail)}"[:1024], final=True)
 
 
-def out_of_memory(stage: str, *, final: bool = False) -> Trouble:
-    """A pod was ended by the kernel because its memory limit was reached."""
+def reached_memory(end: Json) -> bool:
+    """Whether a container ended because of a memory limit: its own, or that of a stage, which it tells in words."""
+    told = bool(end.get("message")) and end.get("exitCode") == EXIT_OUT_OF_MEMORY
+    return end.get("reason") == _MEMORY or told
+
+
+def out_of_memory(stage: str, words: str = "", *, final: bool = False) -> Trouble:
+    """A stage was ended because a memory limit was reached; `words` are the pod's own, if it left any."""
     return Trouble(
         "OutOfMemory",
-        f"The pod of stage {stage} was ended because it reached its memory limit. "
+        words
+        or f"The pod of stage {stage} was ended because it reached its memory limit. "
         "Raise the stage's `resources.memory`, or lower its `batchSize`",
         f"Stage {stage} ran out of memory",
         final=final,

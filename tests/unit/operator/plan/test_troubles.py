@@ -114,6 +114,19 @@ FAILED = {
         "OutOfMemory",
         "resources.memory",
     ),
+    "too little memory of its own": (
+        "BackoffLimitExceeded",
+        {
+            "terminated": {
+                "exitCode": 137,
+                "message": "stage int8: it used 300 MiB",
+                "finishedAt": "2026-01-31T12:00:00Z",
+            }
+        },
+        "Stage int8 ran out of memory",
+        "OutOfMemory",
+        "300 MiB",
+    ),
     "too little time": ("DeadlineExceeded", {}, "Stage int8 ran out of time", "DeadlineExceeded", "timeout"),
     "anything else": (
         "BackoffLimitExceeded",
