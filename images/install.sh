@@ -13,6 +13,7 @@ find "$target" -depth \( -name __pycache__ -o -path '*/site-packages/*/tests' -o
 if [ -n "${TORCH_INDEX:-}" ]; then
   version=$("$target/bin/python" -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')
   "$root/hack/uv" pip install --quiet --python "$target/bin/python" --reinstall-package torch --index "$TORCH_INDEX" "torch==$version"
-  "$root/hack/uv" pip freeze --python "$target/bin/python" | sed -n 's/^\(nvidia-[^=]*\|triton\)==.*/\1/p' |
+  packages=$("$root/hack/uv" pip freeze --python "$target/bin/python")
+  printf '%s\n' "$packages" | sed -n 's/^\(nvidia-[^=]*\|cuda-[^=]*\|triton\)==.*/\1/p' |
     xargs -r "$root/hack/uv" pip uninstall --quiet --python "$target/bin/python"
 fi
