@@ -37,8 +37,9 @@ def helm(*arguments: str, kubeconfig: Path | None = None) -> str:
 def install(cluster: Cluster, *values: str, namespace: str = SYSTEM) -> Path:
     """The chart without its Deployment's pods; kubeconfig of the operator's account."""
     settings = [part for value in ("replicas=0", *values) for part in ("--set", value)]
-    command = ("upgrade", "--install", "lathe", str(CHART), "-n", namespace, "--create-namespace", *settings)
-    helm(*command, kubeconfig=cluster.kubeconfig)
+    # Other tests on the same cluster may have applied the CustomResourceDefinitions alone.
+    command = ("upgrade", "--install", "--take-ownership", "lathe", str(CHART), "-n", namespace, "--create-namespace")
+    helm(*command, *settings, kubeconfig=cluster.kubeconfig)
     eventually(lambda: "lathe" in cluster.kubectl("get", "crd", "optimizedmodels.lathe.dev"))
     cluster.kubectl("wait", "--for=condition=Established", "crd/optimizedmodels.lathe.dev", "--timeout=20s")
     return cluster.account(namespace, "lathe-operator")
