@@ -1,5 +1,6 @@
 """Fixtures of the whole tree. Heavy libraries are imported by the fixtures that need them only."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from support… import …`
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell in the background hands this on to its children, which are to be ended by it in some tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
