@@ -32,14 +32,20 @@ class Limits:
 
     memory_bytes: int
     seconds: float
+    memory_reason: str = ""
+    """Where the memory limit comes from, when the document sets none."""
 
 
 def limits_of(request: StageRequest) -> Limits:
     """The stage's own limits, or this machine's."""
     stage = request.stage
     resources = stage.resources if stage is not None else StageResources()
-    most = number(resources.memory) if resources.memory is not None else memory.limit() * DEFAULT_SHARE
-    return Limits(int(most), seconds(stage.timeout if stage is not None else IMPORT_TIMEOUT))
+    time_limit = seconds(stage.timeout if stage is not None else IMPORT_TIMEOUT)
+    if resources.memory is not None:
+        return Limits(int(number(resources.memory)), time_limit)
+    available = memory.limit()
+    reason = f" ({DEFAULT_SHARE:.0%} of the {available / 2**20:.0f} MiB of this machine or container)"
+    return Limits(int(available * DEFAULT_SHARE), time_limit, reason)
 
 
 def threads_of(resources: StageResources | None) -> int:
@@ -126,8 +132,8 @@ def _watch(
             if (used := resident_bytes(pid)) > limits.memory_bytes:
                 raise StageMemoryError(
                     name,
-                    f"it used {used / 2**20:.0f} MiB of memory, its limit is {limits.memory_bytes / 2**20:.0f} MiB. "
-                    f"{_LESS_MEMORY}",
+                    f"it used {used / 2**20:.0f} MiB of memory, its limit is {limits.memory_bytes / 2**20:.0f} MiB"
+                    f"{limits.memory_reason}. {_LESS_MEMORY}",
                 )
             if time.monotonic() > deadline:
                 raise StageTimeoutError(

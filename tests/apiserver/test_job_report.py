@@ -305,7 +305,7 @@ def test_a_stage_that_fails_is_told_where_it_failed(lathe_kinds, namespace, pod,
     empty(pod)
     name = submit(document)
     done = pod.run(0)
-    assert done.returncode == 1
+    assert done.returncode == 137
     assert "MiB of memory, its limit is 16 MiB. Raise the stage's `resources.memory`" in pod.reason
     stages = {s["name"]: s for s in status(lathe_kinds, namespace, name)["stages"]}
     assert stages["import"]["state"] == "Succeeded"

@@ -249,6 +249,14 @@ def test_a_stage_that_the_kernel_ends_is_explained_with_the_limit(pod, container
     document = spec()
     document["recipe"]["stages"] = [{**STATIC, "resources": {"memory": "100Gi"}}, EXPORT]
     pod.give(revision_of(document, "vision"))
+    # The import has no limit of its own, so that it would stop at its share of the container's memory by itself.
+    outside = pod.start(0)
+    assert outside.stdout is not None
+    for line in outside.stdout:
+        if line.startswith("int8: started"):
+            break
+    outside.kill()
+    outside.communicate(timeout=30)
     seen = tmp_path / "cgroup"
     seen.mkdir()
     if container.parent == CONTROL_GROUPS:
@@ -268,6 +276,7 @@ def test_a_stage_that_the_kernel_ends_is_explained_with_the_limit(pod, container
         [sys.executable, "-c", script], check=False, capture_output=True, text=True, env=pod.variables, timeout=300
     )
     assert done.returncode == 137, done.stdout + done.stderr
+    assert "import: cached" in done.stdout
     assert "because the container reached its limit of 300 MiB of memory. Raise the stage's `resources.memory`" in (
         pod.reason
     )
