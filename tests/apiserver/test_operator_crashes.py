@@ -174,14 +174,14 @@ def test_refusals_of_the_api_server_are_survived(start, proxy, play, undisturbed
     assert without_namespace(end_state(play), play) == undisturbed.end
 
 
-def test_dropped_watches_and_an_outage_are_survived(start, proxy, play, undisturbed):
+def test_dropped_watches_and_a_short_outage_are_survived(start, proxy, play, undisturbed):
     operator = start()
     play.apply()
     play.pod()
     proxy.drop_watches()
     play.optimizes()
     play.says("Starting cpu 0/1", within=40)
-    outage(proxy, 5.0)
+    outage(proxy, 2.0)
     play.serves()
     play.says("Serving cpu 1/1", within=60)
     assert operator.runs

@@ -16,6 +16,8 @@ LEASE_SECONDS: Final = 10
 MARGIN_SECONDS: Final = 3.0
 """The holder stops writing so long before, for requests that are on their way and clocks that run apart."""
 RENEW_SECONDS: Final = 2.0
+RETRY_SECONDS: Final = 0.5
+"""After a renewal that failed, so that a short absence of the API server ends no leader."""
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +82,15 @@ class Leader:
 
     async def hold(self) -> None:
         """Renew until the Lease is lost."""
+        renewed = True
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(RENEW_SECONDS if renewed else RETRY_SECONDS)
+            renewed = False
             left = self._until - self.clock()
             if left > 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._try(), left)
+                    # One request that is never answered must not take the time of all others.
+                    renewed = await asyncio.wait_for(self._try(), min(left, RENEW_SECONDS))
             if not self.leads:
                 log.error("%s has lost the lease", self.identity)
                 return
