@@ -14,13 +14,14 @@ DISTILL = {"student": {"from": "Teacher", "width": "0.5"}, "epochs": 1}
 COMPONENT = {"from": "Registered", "component": "net"}
 STUDENTS = "distill.student"
 UNSTRUCTURED = {"method": "RandomUnstructured", "sparsity": "0.5"}
+ENTROPY = {"method": "Static", "calibration": "Entropy"}
 MACS = {"method": "StructuredMagnitude", "macs": "0.5"}
 
 REFUSED = {
     "operator fusion": ("Fuse", {"method": "Operators"}, "fuse.method", "Operators", "Distill, Export, Prune"),
     "unstructured pruning": ("Prune", UNSTRUCTURED, "prune.method", "RandomUnstructured", "StructuredMagnitude"),
     "target in operations": ("Prune", MACS, "prune.macs", "0.5", "Leave the field out"),
-    "dynamic quantisation": ("Quantize", {"method": "Dynamic"}, "quantize.method", "Dynamic", "Static, Quant"),
+    "calibration by entropy": ("Quantize", ENTROPY, "quantize.calibration", "Entropy", "MinMax"),
     "registered student": ("Distill", DISTILL | {"student": COMPONENT}, f"{STUDENTS}.from", "Registered", "Pt2"),
     "fewer blocks": ("Distill", DISTILL | {"student": {"depth": "0.5"}}, f"{STUDENTS}.depth", "0.5", "Leave"),
     "host-tuned export": ("Export", {"portability": "HostTuned"}, "export.portability", "HostTuned", "Portable"),
@@ -46,6 +47,9 @@ BUILT = {
     "distillation by features": ("Distill", DISTILL | {"losses": [{"type": "Response"}, {"type": "Feature"}]}),
     "structured pruning": ("Prune", {"method": "StructuredMagnitude", "parameters": "0.5"}),
     "static quantisation": ("Quantize", {"method": "Static"}),
+    "dynamic quantisation": ("Quantize", {"method": "Dynamic"}),
+    "weights in 4 bits": ("Quantize", {"method": "WeightOnly4"}),
+    "float16": ("Quantize", {"method": "Float16"}),
     "quantisation-aware training": ("Quantize", {"method": "QuantizationAware"}),
     "export": ("Export", {}),
 }

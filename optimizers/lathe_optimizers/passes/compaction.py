@@ -24,13 +24,15 @@ def compact(model: onnx.ModelProto) -> None:
     """
     versions = {o.domain: o.version for o in model.opset_import}
     graph = model.graph
-    del graph.value_info[:]
+    if not any(w.data_type == onnx.TensorProto.FLOAT16 for w in graph.initializer):
+        # ONNX Runtime 1.32 crashes on float16 additions whose shape it was not told, in its layout optimiser.
+        del graph.value_info[:]
     _shorten(graph)
     scalars = {w.name for w in graph.initializer if not w.dims}
     part: Any
     for part in onnx_parts.parts(model):
         if isinstance(part, onnx.NodeProto):
-            if part.output and part.name == f"node_{part.output[0]}":
+            if part.output and part.name in (part.output[0], f"node_{part.output[0]}"):
                 part.ClearField("name")
             _drop_defaults(part, versions, scalars)
     for node in graph.node:

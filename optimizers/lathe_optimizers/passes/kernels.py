@@ -23,13 +23,14 @@ INTEGER: Final = frozenset(
         "DynamicQuantizeMatMul",
         "MatMulInteger",
         "MatMulIntegerToFloat",
+        "MatMulNBits",
         "QAttention",
         "QGemm",
         "QLinearConv",
         "QLinearMatMul",
     }
 )
-"""Matrix operators that multiply integers."""
+"""Matrix operators that multiply integers; MatMulNBits does so at the accuracy level that `weight_bits` asks for."""
 
 FLOATING: Final = frozenset(
     {

@@ -130,11 +130,16 @@ def weight_counts(path: Path) -> tuple[int, int]:
     """Elements of the file's weights, and how many of them are zero.
 
     Weights are the initialisers with at least one dimension, in subgraphs and constant nodes too; scalars (scales,
-    sizes, zero points) are no weights.
+    sizes, zero points) are no weights. Of blocks of 4 or 8 bits, the values count, and zeros are not looked for.
     """
     elements = zeros = 0
-    for part in parts(onnx.load(path)):
-        if isinstance(part, onnx.TensorProto) and part.dims:
+    model = onnx.load(path)
+    blocks = {n.input[1]: n for n in model.graph.node if n.op_type == "MatMulNBits"}
+    for part in parts(model):
+        if isinstance(part, onnx.TensorProto) and part.name in blocks:
+            sizes = {a.name: a.i for a in blocks[part.name].attribute}
+            elements += sizes["K"] * sizes["N"]
+        elif isinstance(part, onnx.TensorProto) and part.dims:
             values = numpy_helper.to_array(part)
             elements += values.size
             zeros += values.size - int(np.count_nonzero(values))

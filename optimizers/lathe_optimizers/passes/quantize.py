@@ -1,8 +1,9 @@
 """Quantize: integers instead of floating-point numbers.
 
 Static measures activation ranges on calibration samples; QuantizationAware trains on with rounding in place and lets
-the weights adapt (Jacob et al. 2017, arXiv:1712.05877). Both fold BatchNorm first, and both are proven on the graph
-that ONNX Runtime runs: kernels that stayed in floating point are counted and named.
+the weights adapt (Jacob et al. 2017, arXiv:1712.05877). The other methods look at the weights alone (`post_training`).
+All fold BatchNorm first, and all are proven on the graph that ONNX Runtime runs: kernels that stayed in floating point
+are counted and named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,30 +19,32 @@ from lathe_api.manifest import Kernels, Role
 from lathe_api.recipe import CalibrationMethod, Quantize, QuantizeMethod
 from lathe_optimizers.context import Array, Artifact, Dataset, PassContext, PassOutput, Progress
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import integer_types, kernels, onnx_files, parity, quantize_onnx
+from lathe_optimizers.passes import integer_types, kernels, onnx_files, parity, post_training, quantize_onnx
 from lathe_optimizers.passes.compaction import compact
 
 BATCH: Final = 32
 """Calibration samples at once; keeps memory constant."""
 CONVERTING: Final = 0.9
 """Progress at which conversion starts."""
-_AVAILABLE: Final = (QuantizeMethod.STATIC, QuantizeMethod.QUANTIZATION_AWARE)
 
 
 def run(ctx: PassContext) -> PassOutput:
-    """Quantise `ctx.input` to int8 for `ctx.hardware`.
+    """Quantise `ctx.input` for `ctx.hardware`.
 
-    A program stays a program (with quantise and dequantise steps) and can be exported; a model given as ONNX is
-    quantised by ONNX Runtime's tool. What was exported before stays exported. The same input gives the same bytes.
+    By Static and QuantizationAware, a program stays a program (with quantise and dequantise steps); a model given as
+    ONNX is quantised by ONNX Runtime's tool. The other methods leave ONNX only. What was exported before stays
+    exported. The same input gives the same bytes.
 
     Raises:
-        InputError: the method, calibration or hardware is not available, there are no calibration samples, a name in
-            `exclude` matches nothing, or the model is quantised already.
+        InputError: the calibration or hardware is not available, there are no calibration samples, a name in `exclude`
+            matches nothing, the model is quantised already, or the method would make it worse.
     """
     if ctx.stage is None or not isinstance(ctx.stage.config, Quantize) or ctx.input is None:
         raise TypeError("Quantize needs a Quantize stage and the result of a stage before it")
     config = ctx.stage.config
     where = f"stage {ctx.stage.name}: quantize"
+    if config.method in post_training.METHODS:
+        return _without_samples(ctx, ctx.input, config, where)
     _require_available(config, where)
     types = integer_types.types_for(ctx.hardware)
     if config.method is QuantizeMethod.QUANTIZATION_AWARE:
@@ -57,12 +60,6 @@ def run(ctx: PassContext) -> PassOutput:
 
 
 def _require_available(config: Quantize, where: str) -> None:
-    if config.method not in _AVAILABLE:
-        raise InputError(
-            f"{where}.method",
-            f"{config.method} is not available in this version",
-            f"Available: {', '.join(_AVAILABLE)}.",
-        )
     if config.method is QuantizeMethod.STATIC and config.calibration is not CalibrationMethod.MIN_MAX:
         raise InputError(
             f"{where}.calibration",
@@ -101,6 +98,16 @@ def _quantise_file(
     return inspected(ctx, given, result, parity.onnx_answers(source, probe, threads=ctx.threads, batch=BATCH), probe)
 
 
+def _without_samples(ctx: PassContext, given: Artifact, config: Quantize, where: str) -> PassOutput:
+    probe = parity.probe(ctx.data.evaluation)
+    fixed = given.manifest.signature.inputs[0].shape[0]
+    batch = fixed if fixed > 0 else BATCH
+    reference = parity.onnx_answers(given.files[Role.ONNX], probe, threads=ctx.threads, batch=batch)
+    path, excluded = post_training.run(ctx, given, config, where)
+    ctx.report(Progress(CONVERTING, "compare"))
+    return inspected(ctx, given, Result(None, path, excluded, {}, {}, batch), reference, probe)
+
+
 def inspected(
     ctx: PassContext, given: Artifact, result: Result, reference: parity.Answers, probe: Sequence[Array]
 ) -> PassOutput:
@@ -125,7 +132,7 @@ def inspected(
             "excluded": list(result.excluded),
             "typicalDifference": parity.typical_difference(reference, answers),
         },
-        warnings=_warnings(kernels.kernels_of(counted), left, len(result.excluded)),
+        warnings=_warnings(config, kernels.kernels_of(counted), left, len(result.excluded)),
     )
 
 
@@ -136,7 +143,9 @@ def _layer(kernel: kernels.FloatKernel, layers: Mapping[str, str]) -> str:
     return kernel.weight.removesuffix(".weight") if kernel.weight.endswith(".weight") else kernel.name
 
 
-def _warnings(counted: Kernels, left: Sequence[str], excluded: int) -> tuple[str, ...]:
+def _warnings(config: object, counted: Kernels, left: Sequence[str], excluded: int) -> tuple[str, ...]:
+    if isinstance(config, Quantize) and config.method is QuantizeMethod.FLOAT16:
+        return ("CPUs compute in float32: on them float16 halves the file, and nothing gets faster.",)
     total = counted.int8 + counted.float32
     if not counted.int8:
         return (f"None of {total} matrix kernels runs in integers, so that nothing got faster.",)

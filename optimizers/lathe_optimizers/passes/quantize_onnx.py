@@ -4,26 +4,20 @@ The tool's defaults are not used: signed activations make it three times slower 
 sums of normalised networks.
 """
 
-import difflib
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
 from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, get_qdq_config, quantize
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from lathe_optimizers.context import Array
-from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import onnx_files
+from lathe_optimizers.passes import float_model, onnx_files
+from lathe_optimizers.passes.float_model import MATRIX
 from lathe_optimizers.passes.integer_types import IntegerTypes
 
-MATRIX: Final = frozenset({"Conv", "Gemm", "MatMul"})
 _AROUND: Final = frozenset(
     {
         "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Relu",
@@ -66,19 +60,15 @@ def quantize_file(
         InputError: a name in `exclude` matches no node, or the file is quantised already.
     """
     prepared = path.with_suffix(".prepared.onnx")
-    with _quiet():
-        # Folds BatchNorm and constants: what stays between a layer and its activation function would keep it in float.
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    model = onnx.load(prepared)
-    _require_float(model, source)
-    excluded = _excluded(model, exclude, field)
+    model = float_model.prepare(source, prepared)
+    excluded = float_model.excluded(model, exclude, field, MATRIX | _AROUND)
     layers = tuple(n.name for n in model.graph.node if n.name in excluded and n.op_type in MATRIX)
     excluded |= _set_apart(model, excluded)
     onnx_files.write(model, prepared)
     reader = _Reader([i.name for i in onnx_files.read_signature(prepared).inputs], feed)
     written = path.with_suffix(".raw.onnx")
     normed = any(n.op_type in _NORMS for n in model.graph.node)
-    with _quiet():
+    with float_model.quiet():
         config = get_qdq_config(
             str(prepared),
             reader,
@@ -118,28 +108,6 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return dict(zip(self._names, (np.ascontiguousarray(x) for x in inputs), strict=True))
 
 
-def _require_float(model: onnx.ModelProto, source: Path) -> None:
-    if any("QuantizeLinear" in n.op_type or n.op_type.startswith("QLinear") for n in model.graph.node):
-        raise InputError(str(source), "a model that is quantised already", "Remove the Quantize stage.")
-
-
-def _excluded(model: onnx.ModelProto, exclude: Sequence[str], field: str) -> set[str]:
-    names = [n.name for n in model.graph.node if n.op_type in MATRIX | _AROUND]
-    found: set[str] = set()
-    for name in exclude:
-        matching = {n for n in names if n == name or n.startswith((f"{name}/", f"{name}."))}
-        if not matching:
-            layers = [n.name for n in model.graph.node if n.op_type in MATRIX]
-            near = difflib.get_close_matches(name, layers, n=5, cutoff=0.3) or layers[:5]
-            raise InputError(
-                field,
-                f"`{name}`, which names no node that could become integer",
-                f"Write the name of a node, such as {', '.join(near)}.",
-            )
-        found |= matching
-    return found
-
-
 def _set_apart(model: onnx.ModelProto, excluded: set[str]) -> set[str]:
     """Follow each excluded layer by a LeakyReLU of slope 1, as `ort_quantizer` does; returns the names of these."""
     made = set()
@@ -153,17 +121,3 @@ def _set_apart(model: onnx.ModelProto, excluded: set[str]) -> set[str]:
             model.graph.node.insert(index + 1, apart)
             made.add(apart.name)
     return made
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the tool's advice: its own pre-processing is done, and its other hints are for its command line."""
-    root: Any = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"onnxruntime|onnx|numpy")
-            yield
-    finally:
-        root.setLevel(level)

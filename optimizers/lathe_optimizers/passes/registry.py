@@ -17,7 +17,6 @@ from lathe_api.recipe import (
     LossType,
     Portability,
     PruneMethod,
-    QuantizeMethod,
     Stage,
     StageType,
     StudentOrigin,
@@ -67,10 +66,7 @@ PASSES: Final[dict[str, Pass]] = {
     StageType.FUSE: Pass("", (Choice(("method",), ()),)),
     StageType.QUANTIZE: Pass(
         "quantize",
-        (
-            Choice(("method",), (QuantizeMethod.STATIC, QuantizeMethod.QUANTIZATION_AWARE)),
-            Choice(("calibration",), (CalibrationMethod.MIN_MAX,)),
-        ),
+        (Choice(("calibration",), (CalibrationMethod.MIN_MAX,)),),
     ),
     StageType.EXPORT: Pass("export", (Choice(("portability",), (Portability.PORTABLE,)),)),
 }

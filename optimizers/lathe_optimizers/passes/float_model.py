@@ -1,0 +1,97 @@
+"""A float ONNX model on its way to smaller numbers: cleaned, its nodes named, what stays in floating point found."""
+
+import difflib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from lathe_optimizers.errors import InputError
+from lathe_optimizers.passes import onnx_files
+
+MATRIX: Final = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+def prepare(source: Path, path: Path, layers: Sequence[str] = ()) -> onnx.ModelProto:
+    """Fold BatchNorm and constants, and give every node a name; the result is kept at `path` too.
+
+    What stays between a layer and its activation function would keep both in floating point.
+
+    Args:
+        source: a float model.
+        path: where the result is written.
+        layers: module paths of the matrix operators, in order, that they are named by.
+
+    Raises:
+        InputError: the file is quantised already.
+    """
+    given = onnx.load(source)
+    if any("QuantizeLinear" in n.op_type or n.op_type.startswith("QLinear") for n in given.graph.node):
+        raise InputError(str(source), "a model that is quantised already", "Remove the Quantize stage.")
+    _name(given.graph, layers)
+    onnx_files.write(given, path)
+    with quiet():
+        quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
+    model = onnx.load(path)
+    _name(model.graph, ())
+    onnx_files.write(model, path)
+    return model
+
+
+def excluded(
+    model: onnx.ModelProto, exclude: Sequence[str], field: str, operators: frozenset[str] = MATRIX
+) -> set[str]:
+    """Names of the nodes that `exclude` means: a node's own name, or its leading part up to a `/` or `.`.
+
+    Raises:
+        InputError: a name means no node of `operators`.
+    """
+    names = [n.name for n in model.graph.node if n.op_type in operators]
+    found: set[str] = set()
+    for name in exclude:
+        matching = {n for n in names if n == name or n.startswith((f"{name}/", f"{name}."))}
+        if not matching:
+            layers = [n.name for n in model.graph.node if n.op_type in MATRIX]
+            near = difflib.get_close_matches(name, layers, n=5, cutoff=0.3) or layers[:5]
+            raise InputError(
+                field,
+                f"`{name}`, which names no node that could become integer",
+                f"Write the name of a node, such as {', '.join(near)}.",
+            )
+        found |= matching
+    return found
+
+
+def _name(graph: onnx.GraphProto, layers: Sequence[str]) -> None:
+    """Name the nodes without a name by their results; with `layers`, the matrix operators by these."""
+    matrices = [n for n in graph.node if n.op_type in MATRIX]
+    # An exporter keeps the order of operators, not their number: what it merged or split cannot be told apart.
+    of_layers = dict(zip(map(id, matrices), layers, strict=True)) if len(matrices) == len(layers) else {}
+    taken: set[str] = set()
+    for node in graph.node:
+        base = of_layers.get(id(node)) or node.name or node.output[0]
+        name, count = base, 1
+        while name in taken:
+            count += 1
+            name = f"{base}/{count}"
+        taken.add(name)
+        node.name = name
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the tool's advice: its own pre-processing is done, and its other hints are for its command line."""
+    root: Any = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"onnxruntime|onnx|numpy")
+            yield
+    finally:
+        root.setLevel(level)
