@@ -1,7 +1,7 @@
 """Import: turn the given model file into the form that all stages work on.
 
 A `.pt2` file becomes a program in inference mode whose batch may vary, and a float32 ONNX file that answers the same
-(the baseline of every later measurement). An ONNX file stays an ONNX file.
+(the baseline of every later measurement). An ONNX file stays an ONNX file; models for tables become one.
 """
 
 from typing import Final
@@ -12,7 +12,7 @@ from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import onnx_import
 
 _MODEL: Final = "spec.model.uri"
-_FORMATS: Final = (ModelFormat.PT2, ModelFormat.ONNX)
+_FORMATS: Final = (ModelFormat.PT2, ModelFormat.ONNX, ModelFormat.SKLEARN, ModelFormat.XGBOOST, ModelFormat.LIGHTGBM)
 
 
 def run(ctx: PassContext) -> PassOutput:
@@ -33,6 +33,11 @@ def run(ctx: PassContext) -> PassOutput:
             return program_import.run(ctx, ctx.source)
         case ModelFormat.ONNX:
             return onnx_import.run(ctx, ctx.source)
+        case ModelFormat.SKLEARN | ModelFormat.XGBOOST | ModelFormat.LIGHTGBM:
+            # Only these need the libraries of the extra `tabular`.
+            from lathe_optimizers.passes import tabular_import
+
+            return tabular_import.run(ctx, ctx.source)
         case other:
             raise InputError(
                 "spec.model.format", f"{other} is not available in this version", f"Available: {', '.join(_FORMATS)}."
