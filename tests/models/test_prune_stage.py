@@ -175,13 +175,6 @@ class Locked(nn.Module):
             id="another target",
         ),
         pytest.param(
-            Locked,
-            {"method": "GlobalMagnitude", "sparsity": "0.5"},
-            "spec.recipe.stages.slim.prune.method",
-            "GlobalMagnitude is not available. Available: StructuredMagnitude.",
-            id="another method",
-        ),
-        pytest.param(
             networks.mlp,
             {"parameters": "0.3", "finetune": {"epochs": 1}},
             "spec.data.train",

@@ -19,7 +19,6 @@ MACS = {"method": "StructuredMagnitude", "macs": "0.5"}
 
 REFUSED = {
     "operator fusion": ("Fuse", {"method": "Operators"}, "fuse.method", "Operators", "Distill, Export, Prune"),
-    "unstructured pruning": ("Prune", UNSTRUCTURED, "prune.method", "RandomUnstructured", "StructuredMagnitude"),
     "target in operations": ("Prune", MACS, "prune.macs", "0.5", "Leave the field out"),
     "calibration by entropy": ("Quantize", ENTROPY, "quantize.calibration", "Entropy", "MinMax"),
     "registered student": ("Distill", DISTILL | {"student": COMPONENT}, f"{STUDENTS}.from", "Registered", "Pt2"),
@@ -45,6 +44,7 @@ def test_a_method_that_is_not_built_is_refused_by_its_field(kind, block, field, 
 BUILT = {
     "distillation": ("Distill", DISTILL),
     "distillation by features": ("Distill", DISTILL | {"losses": [{"type": "Response"}, {"type": "Feature"}]}),
+    "unstructured pruning": ("Prune", UNSTRUCTURED),
     "structured pruning": ("Prune", {"method": "StructuredMagnitude", "parameters": "0.5"}),
     "static quantisation": ("Quantize", {"method": "Static"}),
     "dynamic quantisation": ("Quantize", {"method": "Dynamic"}),

@@ -6,7 +6,7 @@ from typing import Final
 
 from lathe_api.base import seconds
 from lathe_api.data import ModelFormat
-from lathe_api.recipe import QuantizeMethod, Stage, StageResources, StageType
+from lathe_api.recipe import PruneMethod, QuantizeMethod, Stage, StageResources, StageType
 from lathe_api.stageorder import EXPORT_STAGE, IMPORT_STAGE
 from lathe_operator.plan.observed import Json, dig
 
@@ -73,4 +73,6 @@ def is_done(segment: Segment, revision: Json) -> bool:
 def _needs_torch(stage: Stage) -> bool:
     if stage.quantize is not None:
         return stage.quantize.method is QuantizeMethod.QUANTIZATION_AWARE
-    return stage.type in (StageType.DISTILL, StageType.PRUNE)
+    if stage.prune is not None:
+        return stage.trains or stage.prune.method is PruneMethod.STRUCTURED_MAGNITUDE
+    return stage.type is StageType.DISTILL

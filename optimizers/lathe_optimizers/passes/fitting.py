@@ -19,6 +19,7 @@ from lathe_optimizers.context import Dataset, PassContext, Progress
 from lathe_optimizers.errors import InputError, StageError
 from lathe_optimizers.passes.checkpointing import TrainingState
 from lathe_optimizers.passes.losses import LossFn, TrainingBatch, outputs_of
+from lathe_optimizers.passes.masking import Constraint
 from lathe_optimizers.passes.teacher import tensors
 from lathe_optimizers.passes.training_mode import ATEN
 
@@ -67,7 +68,7 @@ class Span(NamedTuple):
 WHOLE: Final = Span(0.0, 1.0)
 
 
-def fit(
+def fit(  # noqa: PLR0913 - the two last are for some callers only
     network: nn.Module,
     data: Dataset,
     loss: LossFn,
@@ -77,6 +78,7 @@ def fit(
     ctx: PassContext,
     span: Span = WHOLE,
     also: nn.Module | None = None,
+    constraint: Constraint | None = None,
 ) -> FitResult:
     """Train in place by AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101).
 
@@ -92,6 +94,7 @@ def fit(
         ctx: checkpoints and progress.
         span: part of the stage's progress.
         also: a module that the loss uses and that is trained along, such as projections.
+        constraint: what must not change.
 
     Raises:
         InputError: batches of one sample for a network with BatchNorm.
@@ -105,12 +108,16 @@ def fit(
     )
     state = TrainingState(modules, optimizer, f"{options} {slot} {len(data)} {ctx.threads}")
     done = state.restore(ctx.checkpoints.load(slot), slot)
+    if constraint is not None:
+        constraint.begin()
     steps = len(_split(np.arange(len(data)), options.batch_size))
     losses = []
     for epoch in range(done, options.epochs):
         progress = _Reporter(ctx, slot, span, epoch, options.epochs)
         with torch.random.fork_rng(devices=[]), _deterministic():
-            mean = _epoch(_Pass(network, parameters, optimizer, options, epoch, steps), data, loss, progress)
+            mean = _epoch(
+                _Pass(network, parameters, optimizer, options, constraint, epoch, steps), data, loss, progress
+            )
         losses.append(mean)
         if not math.isfinite(mean) or not all(bool(p.isfinite().all()) for p in parameters):
             raise StageError(
@@ -131,6 +138,7 @@ class _Pass:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     options: FitOptions
+    constraint: Constraint | None
     epoch: int
     steps: int
     """Of each epoch."""
@@ -151,6 +159,8 @@ def _epoch(one: _Pass, data: Dataset, loss: LossFn, progress: "_Reporter") -> fl
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(one.parameters, GRADIENT_NORM)
         one.optimizer.step()
+        if one.constraint is not None:
+            one.constraint.after_step(one.epoch * one.steps + step + 1, one.options.epochs * one.steps)
         total += float(value.detach()) * len(index)
         seen += len(index)
         progress.inside(seen / len(order), total / seen)

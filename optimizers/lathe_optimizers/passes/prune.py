@@ -1,154 +1,30 @@
-"""The Prune stage: cut channels, redo BatchNorm statistics, train what is left."""
+"""The Prune stage: by channels (`prune_channels`), or single weights of a program or of an ONNX file."""
 
-from collections.abc import Sequence
-from typing import Final
-
-import numpy as np
-from pydantic import JsonValue
-from torch import Tensor, fx
-from torch.export import ExportedProgram
-
-from lathe_api.recipe import Finetune, Prune, PruneMethod
-from lathe_optimizers.context import Dataset, PassContext, PassOutput, Progress
-from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import teacher, training
-from lathe_optimizers.passes.batch_norm import recompute_statistics
-from lathe_optimizers.passes.programs import (
-    dynamic_shapes,
-    example_inputs,
-    load_program,
-    reexport,
-    require_program,
-    save_program,
-    unlift,
-)
-from lathe_optimizers.passes.pruner import PruneReport, prune_program
-from lathe_optimizers.passes.training_mode import set_training
-
-_PROOF_SAMPLES: Final = 16
-_TOP_REASONS: Final = 3
-_CUT: Final = 0.1
-"""Share of the stage's progress that is done when training starts."""
+from lathe_api.manifest import Role
+from lathe_api.recipe import Prune, PruneMethod
+from lathe_optimizers.context import PassContext, PassOutput
 
 
 def run(ctx: PassContext) -> PassOutput:
-    """Prune the program that the stage before left.
+    """Prune what the stage before left.
 
     Raises:
-        InputError: the method or target is not available, the target cannot be reached, or there is no program.
+        InputError: the target is not available or cannot be reached, or the method needs a program and there is none.
         CutError: the cut network answers wrongly.
     """
-    if ctx.stage is None or not isinstance(ctx.stage.config, Prune):
+    if ctx.stage is None or not isinstance(ctx.stage.config, Prune) or ctx.input is None:
         raise TypeError("this pass does Prune stages")
     config, field = ctx.stage.config, f"spec.recipe.stages.{ctx.stage.name}"
-    share = _share(config, f"{field}.prune")
-    program = load_program(require_program(ctx.input, field))
-    ctx.report(Progress(0.0, "choosing channels"))
-    smaller, report = prune_program(
-        program,
-        share,
-        scope=config.scope,
-        round_to=config.round_to,
-        max_cut=float(config.max_cut),
-        samples=_samples(program, ctx.data.evaluation),
-    )
-    if not report.reached:
-        raise _missed(report, config, f"{field}.prune.parameters")
-    quality = _quality("before", unlift(program), program, ctx)
-    gm = unlift(smaller)
-    quality |= _quality("pruned", gm, smaller, ctx)
-    details: dict[str, JsonValue] = {"report": report.details()}
-    warnings: list[str] = []
-    if ctx.data.train is None:
-        warnings.append("there is no data.train, so that nothing of what pruning cost was recovered")
-    else:
-        ctx.report(Progress(_CUT / 2, "recomputing BatchNorm statistics"))
-        layers = recompute_statistics(gm, smaller, ctx.data.train)
-        details["batchNormRecomputed"] = layers
-        quality |= _quality("statistics", gm, smaller, ctx) if layers else {}
-    if config.finetune is not None and config.finetune.epochs:
-        _tune(gm, smaller, ctx, config.finetune)
-        quality |= _quality("tuned", gm, smaller, ctx)
-    details["quality"] = dict(quality)
-    path = ctx.workdir / "program.pt2"
-    save_program(reexport(gm, smaller), path)
-    return PassOutput(program=path, details=details, warnings=tuple(warnings))
+    trains = config.finetune is not None and config.finetune.epochs > 0
+    if config.method is not PruneMethod.STRUCTURED_MAGNITUDE and Role.PROGRAM not in ctx.input.files and not trains:
+        from lathe_optimizers.passes import prune_file
 
+        return prune_file.run(ctx, ctx.input, config)
+    # What follows needs torch, which models that were given as ONNX are handled without.
+    if config.method is PruneMethod.STRUCTURED_MAGNITUDE:
+        from lathe_optimizers.passes import prune_channels
 
-def _share(config: Prune, field: str) -> float:
-    if config.method is not PruneMethod.STRUCTURED_MAGNITUDE:
-        raise InputError(
-            f"{field}.method", f"{config.method} is not available", f"Available: {PruneMethod.STRUCTURED_MAGNITUDE}."
-        )
-    if config.parameters is None:
-        target = "macs" if config.macs is not None else "latency"
-        raise InputError(f"{field}.{target}", "this target is not available", 'Write parameters: "0.5" instead.')
-    return float(config.parameters)
+        return prune_channels.run(ctx, config, field)
+    from lathe_optimizers.passes import prune_weights
 
-
-def _batch_varies(program: ExportedProgram) -> bool:
-    return all(0 in dims for dims in dynamic_shapes(program))
-
-
-def _samples(program: ExportedProgram, data: Dataset) -> tuple[Tensor, ...]:
-    """Real inputs for the proof, repeated up to the batch of a program whose batch does not vary."""
-    size = min(_PROOF_SAMPLES, len(data)) if _batch_varies(program) else len(example_inputs(program)[0])
-    return teacher.tensors(data, np.arange(size, dtype=np.int64) % len(data))[0]
-
-
-def _quality(step: str, gm: fx.GraphModule, program: ExportedProgram, ctx: PassContext) -> dict[str, float]:
-    """The objective's metric after a step, for information; nothing if the batch does not vary.
-
-    It is taken on held-out training samples where there are any. The graph is left in inference mode.
-    """
-    set_training(gm, on=False)
-    data = ctx.data.validation if ctx.data.validation is not None else ctx.data.evaluation
-    return {step: training.evaluate(gm, data, ctx.objective)} if _batch_varies(program) else {}
-
-
-def _tune(gm: fx.GraphModule, program: ExportedProgram, ctx: PassContext, finetune: Finetune) -> None:
-    if not _batch_varies(program):
-        raise InputError(
-            "spec.model.uri",
-            f"a program whose batch is always {len(example_inputs(program)[0])} cannot be fine-tuned",
-            'Export it with dynamic_shapes=({0: torch.export.Dim("batch")},), or leave out prune.finetune.',
-        )
-    training.finetune(
-        gm,
-        ctx,
-        epochs=finetune.epochs,
-        batch_size=finetune.batch_size,
-        learning_rate=float(finetune.learning_rate),
-        weight_decay=float(finetune.weight_decay),
-        schedule=finetune.schedule,
-        teacher_weight=float(finetune.teacher_weight),
-        slot="finetune",
-        span=training.Span(_CUT, 1.0),
-    )
-
-
-def _missed(report: PruneReport, config: Prune, field: str) -> InputError:
-    """Says how far pruning got, what is in the way, and what to write."""
-    possible = int(report.removed_share * 100) / 100
-    found = f"{float(config.parameters or 0):.0%} of the parameters cannot be removed, {report.removed_share:.1%} can"
-    blocking = _blocking(report)
-    if blocking:
-        found += f". In the way: {'; '.join(blocking)}"
-    if not report.groups:
-        return InputError(field, found, "No channel of this model can be removed: leave the stage out.")
-    ways = [f'parameters: "{possible:.2f}" at most'] if possible > 0 else []
-    max_cut = float(config.max_cut)
-    if max_cut < float(Prune.model_fields["max_cut"].default):
-        ways.append(f'a maxCut above "{config.max_cut}"')
-    if config.round_to > 1 and any(g.kept - 1 >= g.total * (1 - max_cut) for g in report.groups):
-        ways.append(f"a roundTo below {config.round_to}")
-    return InputError(field, found, f"Write {', or '.join(ways)}." if ways else "Leave the stage out.")
-
-
-def _blocking(report: PruneReport) -> Sequence[str]:
-    """The reasons that keep most channels, without those that hold for every network."""
-    telling = {
-        why: count for why, count in report.refused.items() if not why.startswith(("network output", "its input"))
-    }
-    top = sorted(telling.items(), key=lambda item: (-item[1], item[0]))[:_TOP_REASONS]
-    return [f"{why}: {count} channels" for why, count in top]
+    return prune_weights.run(ctx, config, field)

@@ -16,7 +16,6 @@ from lathe_api.recipe import (
     CalibrationMethod,
     LossType,
     Portability,
-    PruneMethod,
     Stage,
     StageType,
     StudentOrigin,
@@ -58,7 +57,6 @@ PASSES: Final[dict[str, Pass]] = {
     StageType.PRUNE: Pass(
         "prune",
         (
-            Choice(("method",), (PruneMethod.STRUCTURED_MAGNITUDE,)),
             Choice(("macs",), (None,)),
             Choice(("latency",), (None,)),
         ),

@@ -14,6 +14,7 @@ from lathe_optimizers.context import Dataset, PassContext
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes.fitting import WHOLE, FitOptions, FitResult, Span, fit
 from lathe_optimizers.passes.losses import imitation_loss, outputs_of, task_loss
+from lathe_optimizers.passes.masking import Constraint, KeepZeros
 from lathe_optimizers.passes.programs import load_program, require_program, set_training, unlift
 from lathe_optimizers.passes.teacher import teacher_of, tensors
 from lathe_optimizers.passes.training_mode import ATEN, Switched
@@ -74,8 +75,11 @@ def finetune(  # noqa: PLR0913 - the fields of a recipe's training block
     teacher_weight: float = 0.5,
     slot: str = "finetune",
     span: Span = WHOLE,
+    constraint: Constraint | None = None,
 ) -> FitResult:
     """Train a changed graph in place on the labels and the original's answers; it is left in inference mode.
+
+    Weights that a Prune stage has set to zero stay zero, unless `constraint` says otherwise.
 
     Raises:
         InputError: there is no training set, no original to imitate, or the program takes one batch size only.
@@ -91,8 +95,9 @@ def finetune(  # noqa: PLR0913 - the fields of a recipe's training block
         loss = imitation_loss(task, teacher, teacher_weight, TEMPERATURE)
     network = scoring(gm, task)
     training_mode(network)
+    constraint = constraint or KeepZeros(network)
     options = FitOptions(epochs, batch_size, learning_rate, weight_decay, schedule, ctx.seed)
-    result = fit(network, ctx.data.train, loss, options, slot=slot, ctx=ctx, span=span)
+    result = fit(network, ctx.data.train, loss, options, slot=slot, ctx=ctx, span=span, constraint=constraint)
     set_training(gm, on=False)
     return result
 

@@ -74,10 +74,12 @@ def test_what_the_chart_adds_is_there():
     assert found["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
+SPARSE = {"name": "sparse", "type": "Prune", "prune": {"method": "GlobalMagnitude", "sparsity": "0.5"}}
 ONNX = {"uri": "pvc://files/model.onnx", "format": "Onnx"}
 IMAGES = {
     "a network of torch": ({}, "torch:1"),
     "an ONNX file that is quantised": ({"model": ONNX}, "onnx:1"),
+    "an ONNX file whose weights are pruned": ({"model": ONNX, "recipe": {"stages": [SPARSE]}}, "onnx:1"),
     "an ONNX file that is trained": ({"model": ONNX, "recipe": {"stages": [AWARE]}}, "torch:1"),
     "an image of the user's": ({"jobs": {"image": "mine:2"}}, "mine:2"),
 }
