@@ -16,8 +16,9 @@ from support.quantising import given, only_onnx, stage_context
 from torch import nn
 
 from lathe_api.manifest import Role
+from lathe_api.recipe import Stage
 from lathe_api.targets import Hardware
-from lathe_optimizers.context import PassOutput
+from lathe_optimizers.context import PassContext, PassOutput
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import kernels, onnx_files, parity, quantize, quantize_program
 from lathe_optimizers.passes.integer_types import types_for
@@ -189,18 +190,6 @@ def test_what_was_exported_stays_exported_in_its_operator_set(tmp_path: Path) ->
     assert [o.version for o in onnx.load(out.onnx).opset_import if o.domain == ""] == [19]
 
 
-REFUSED = {
-    "entropy": ({"calibration": "Entropy"}, r"quantize\.calibration: Entropy .* MinMax"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_built_is_refused_by_name(tmp_path: Path, case: str) -> None:
-    settings, message = REFUSED[case]
-    with pytest.raises(InputError, match=message):
-        quantize.run(stage_context(tmp_path, given(tmp_path, layers), **settings))
-
-
 def test_training_with_rounding_needs_a_program(tmp_path: Path) -> None:
     start = only_onnx(given(tmp_path, layers))
     with pytest.raises(InputError, match=r"pt2"):
@@ -326,3 +315,38 @@ def test_folded_batch_norm_changes_no_answer_and_keeps_eps(tmp_path: Path) -> No
     assert fold_batch_norm(gm) == 3
     torch.testing.assert_close(gm(x), before, rtol=1e-5, atol=1e-5)
     assert sum(n.target is torch.ops.aten.batch_norm.default for n in gm.graph.nodes) == 1
+
+
+def spoiled(folder: Path, form: str) -> tuple[PassContext, Arrays]:
+    """A network, and calibration samples with one value far from all others."""
+    start = given(folder, blocks)
+    data = images(100)
+    data.inputs["image"][7, 0, 5, 5] = 1000
+    ctx = stage_context(folder, start if form == "pt2" else only_onnx(start))
+    return dataclasses.replace(ctx, data=dataclasses.replace(ctx.data, calibration=data)), images(40, seed=1)
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize(("calibration", "better"), [("Percentile", 1.02), ("Entropy", 1.5)])
+def test_one_strange_value_spoils_extremes_most(tmp_path: Path, calibration: str, better: float, form: str) -> None:
+    ctx, test = spoiled(tmp_path, form)
+    inputs = test.take(np.arange(40))[0]
+    reference = parity.onnx_answers(given(tmp_path, blocks).files[Role.ONNX], inputs)
+    differences = []
+    for method in ("MinMax", calibration):
+        stage = {"name": "int8", "type": "Quantize", "quantize": {"method": "Static", "calibration": method}}
+        out = quantize.run(dataclasses.replace(ctx, stage=Stage.model_validate(stage)))
+        assert out.onnx is not None
+        assert kernels.count_kernels(out.onnx).float32 == 0
+        differences.append(parity.typical_difference(reference, parity.onnx_answers(out.onnx, inputs)))
+    assert differences[1] < differences[0] / better
+
+
+def test_how_far_ranges_depend_on_the_samples_is_told(tmp_path: Path) -> None:
+    calm = quantize.run(stage_context(tmp_path, given(tmp_path, blocks))).details["calibrationStability"]
+    ctx, _ = spoiled(tmp_path, "pt2")
+    data = ctx.data.calibration
+    data.inputs["image"] = data.inputs["image"][::-1].copy()
+    late = quantize.run(ctx).details["calibrationStability"]
+    assert abs(calm["movedInSecondHalf"]) < 0.5 < late["movedInSecondHalf"]
+    assert late["range"]

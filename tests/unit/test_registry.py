@@ -20,7 +20,6 @@ MACS = {"method": "StructuredMagnitude", "macs": "0.5"}
 REFUSED = {
     "operator fusion": ("Fuse", {"method": "Operators"}, "fuse.method", "Operators", "Distill, Export, Prune"),
     "target in operations": ("Prune", MACS, "prune.macs", "0.5", "Leave the field out"),
-    "calibration by entropy": ("Quantize", ENTROPY, "quantize.calibration", "Entropy", "MinMax"),
     "registered student": ("Distill", DISTILL | {"student": COMPONENT}, f"{STUDENTS}.from", "Registered", "Pt2"),
     "fewer blocks": ("Distill", DISTILL | {"student": {"depth": "0.5"}}, f"{STUDENTS}.depth", "0.5", "Leave"),
     "host-tuned export": ("Export", {"portability": "HostTuned"}, "export.portability", "HostTuned", "Portable"),
@@ -47,6 +46,7 @@ BUILT = {
     "unstructured pruning": ("Prune", UNSTRUCTURED),
     "structured pruning": ("Prune", {"method": "StructuredMagnitude", "parameters": "0.5"}),
     "static quantisation": ("Quantize", {"method": "Static"}),
+    "calibration by entropy": ("Quantize", ENTROPY),
     "dynamic quantisation": ("Quantize", {"method": "Dynamic"}),
     "weights in 4 bits": ("Quantize", {"method": "WeightOnly4"}),
     "float16": ("Quantize", {"method": "Float16"}),

@@ -6,6 +6,8 @@ near zero would overflow them: a range without extent gets scale 1, and no chann
 of the layer's largest.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import torch
@@ -16,6 +18,8 @@ from torchao.quantization.pt2e import (
     MovingAverageMinMaxObserver,
     PerChannelMinMaxObserver,
 )
+
+from lathe_optimizers.passes.ranges import Histogram, Range
 
 MOVING: Final = 0.05
 """Weight of the newest batch in the moving average of an activation's range, in training."""
@@ -43,6 +47,10 @@ class ActivationRange(MinMaxObserver):  # type: ignore[misc]  # torchao has no t
     def calculate_qparams(self) -> Parameters:
         """Scale and zero point of the range, extended to hold zero."""
         return _activation_parameters(self.min_val, self.max_val, self.quant_min, self.quant_max)
+
+
+class AnswerRange(ActivationRange):
+    """Of what the network answers: it is never cut, as that would make the best scores equal."""
 
 
 class MovingActivationRange(MovingAverageMinMaxObserver):  # type: ignore[misc]  # torchao has no types
@@ -113,6 +121,40 @@ def observe(gm: torch.nn.Module, *, activations: bool, weights: bool, rounding: 
             of_weights = isinstance(module.activation_post_process, PerChannelWeightRange | WeightRange)
             module.enable_observer(weights if of_weights else activations)
             module.enable_fake_quant(rounding)
+
+
+def extremes(gm: torch.nn.Module) -> dict[str, Range]:
+    """What each activation observer of a prepared graph has seen, by its name."""
+    return {
+        name: (float(m.min_val), float(m.max_val))
+        for name, m in gm.named_modules()
+        if isinstance(m, ActivationRange) and bool(m.min_val <= m.max_val)
+    }
+
+
+@contextmanager
+def counting(gm: torch.nn.Module) -> Iterator[dict[str, Histogram]]:
+    """Count the values that flow through the activation observers of a prepared graph, between the extremes seen."""
+    histograms = {name: Histogram(*found) for name, found in extremes(gm).items()}
+    modules = dict(gm.named_modules())
+
+    def counter(histogram: Histogram) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: histogram.add(args[0].detach().numpy())
+
+    hooks = [modules[name].register_forward_pre_hook(counter(h)) for name, h in histograms.items()]
+    try:
+        yield histograms
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def narrow(gm: torch.nn.Module, ranges: Mapping[str, Range]) -> None:
+    """Set the ranges of activation observers by name; those of answers stay."""
+    for name, module in gm.named_modules():
+        if name in ranges and not isinstance(module, AnswerRange):
+            module.min_val.fill_(ranges[name][0])
+            module.max_val.fill_(ranges[name][1])
 
 
 def unbounded(gm: torch.nn.Module) -> str | None:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torchao.quantization.pt2e.prepare import prepare
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
+from lathe_api.recipe import CalibrationMethod
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import annotations, observers
 from lathe_optimizers.passes.conversion import insert_integers
@@ -33,7 +34,7 @@ def _specs(types: IntegerTypes, *, training: bool) -> annotations.Specs:
     affine = (getattr(torch, types.activation), types.activation_range, torch.per_tensor_affine)
     return annotations.Specs(
         activation=spec(observers.moving() if training else observers.ActivationRange, *affine),
-        answer=spec(observers.ActivationRange, *affine),
+        answer=spec(observers.AnswerRange, *affine),
         weight=spec(observers.PerChannelWeightRange, torch.int8, types.weight_range, torch.per_channel_symmetric),
         constant=spec(observers.WeightRange, torch.int8, types.weight_range, torch.per_tensor_symmetric),
     )
@@ -114,6 +115,14 @@ def observe_samples(prepared: Prepared, feed: Iterable[Sequence[Tensor]], field:
             "Remove them, or exclude the layer.",
         )
     return seen
+
+
+def narrow_ranges(prepared: Prepared, feed: Iterable[Sequence[Tensor]], method: CalibrationMethod) -> None:
+    """Cut the ranges that were observed, by a second look at the same samples, in constant memory."""
+    with observers.counting(prepared.gm) as histograms, torch.no_grad():
+        for inputs in feed:
+            prepared.gm(*inputs)
+    observers.narrow(prepared.gm, {name: histogram.range(method) for name, histogram in histograms.items()})
 
 
 def start_training(prepared: Prepared) -> None:

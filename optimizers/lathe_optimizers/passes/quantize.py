@@ -16,14 +16,13 @@ import onnx
 from pydantic import JsonValue
 
 from lathe_api.manifest import Kernels, Role
-from lathe_api.recipe import CalibrationMethod, Quantize, QuantizeMethod
+from lathe_api.recipe import Quantize, QuantizeMethod
 from lathe_optimizers.context import Array, Artifact, Dataset, PassContext, PassOutput, Progress
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import integer_types, kernels, onnx_files, parity, post_training, quantize_onnx
 from lathe_optimizers.passes.compaction import compact
+from lathe_optimizers.passes.quantize_onnx import BATCH
 
-BATCH: Final = 32
-"""Calibration samples at once; keeps memory constant."""
 CONVERTING: Final = 0.9
 """Progress at which conversion starts."""
 
@@ -36,7 +35,7 @@ def run(ctx: PassContext) -> PassOutput:
     exported. The same input gives the same bytes.
 
     Raises:
-        InputError: the calibration or hardware is not available, there are no calibration samples, a name in `exclude`
+        InputError: the hardware is not available, there are no calibration samples, a name in `exclude`
             matches nothing, the model is quantised already, or the method would make it worse.
     """
     if ctx.stage is None or not isinstance(ctx.stage.config, Quantize) or ctx.input is None:
@@ -45,7 +44,6 @@ def run(ctx: PassContext) -> PassOutput:
     where = f"stage {ctx.stage.name}: quantize"
     if config.method in post_training.METHODS:
         return _without_samples(ctx, ctx.input, config, where)
-    _require_available(config, where)
     types = integer_types.types_for(ctx.hardware)
     if config.method is QuantizeMethod.QUANTIZATION_AWARE:
         from lathe_optimizers.passes.programs import require_program
@@ -57,15 +55,6 @@ def run(ctx: PassContext) -> PassOutput:
     from lathe_optimizers.passes import quantize_program
 
     return quantize_program.run(ctx, ctx.input, config, types, where)
-
-
-def _require_available(config: Quantize, where: str) -> None:
-    if config.method is QuantizeMethod.STATIC and config.calibration is not CalibrationMethod.MIN_MAX:
-        raise InputError(
-            f"{where}.calibration",
-            f"{config.calibration} is not available in this version",
-            f"Available: {CalibrationMethod.MIN_MAX}.",
-        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,13 @@ def _quantise_file(
     samples = calibration_set(ctx)
     ctx.report(Progress(0.0, "calibrate"))
     excluded = quantize_onnx.quantize_file(
-        source, path, types, arrays(samples, BATCH), exclude=config.exclude, field=f"{where}.exclude"
+        source,
+        path,
+        types,
+        lambda size: arrays(samples, size),
+        calibration=config.calibration,
+        exclude=config.exclude,
+        field=f"{where}.exclude",
     )
     ctx.report(Progress(CONVERTING, "compare"))
     probe = parity.probe(samples)
@@ -171,7 +166,8 @@ def calibration_set(ctx: PassContext) -> Dataset:
     return samples
 
 
-def arrays(samples: Dataset, size: int) -> Iterator[tuple[Array, ...]]:
-    """All samples, `size` at a time; the last batch is filled up by repetition, which moves no extreme."""
-    for start in range(0, len(samples), size):
-        yield samples.take(np.arange(start, start + size, dtype=np.int64).clip(max=len(samples) - 1))[0]
+def arrays(samples: Dataset, size: int, first: int = 0, last: int | None = None) -> Iterator[tuple[Array, ...]]:
+    """Samples from `first` up to `last`, `size` at a time; the last batch is filled up, which moves no extreme."""
+    end = len(samples) if last is None else last
+    for start in range(first, end, size):
+        yield samples.take(np.arange(start, start + size, dtype=np.int64).clip(max=end - 1))[0]

@@ -11,13 +11,16 @@ from typing import Final
 import numpy as np
 import onnx
 from onnx import helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, get_qdq_config, quantize
+from onnxruntime.quantization import CalibrationDataReader, QuantType, get_qdq_config, quantize
 
+from lathe_api.recipe import CalibrationMethod
 from lathe_optimizers.context import Array
-from lathe_optimizers.passes import float_model, onnx_files
+from lathe_optimizers.passes import file_ranges, float_model, onnx_files
 from lathe_optimizers.passes.float_model import MATRIX
 from lathe_optimizers.passes.integer_types import IntegerTypes
 
+BATCH: Final = 32
+"""Calibration samples at once; keeps memory constant."""
 _AROUND: Final = frozenset(
     {
         "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Relu",
@@ -35,21 +38,23 @@ def quantize_file(
     source: Path,
     path: Path,
     types: IntegerTypes,
-    feed: Iterable[Sequence[Array]],
+    feed: file_ranges.Feed,
     *,
+    calibration: CalibrationMethod = CalibrationMethod.MIN_MAX,
     exclude: Sequence[str] = (),
     field: str = "exclude",
 ) -> tuple[str, ...]:
     """Write the int8 form of an ONNX file: integers around every matrix operator, weights in int8 per channel.
 
-    Ranges are the extremes over the samples; memory does not grow with their number. The same input gives the same
+    Memory does not grow with the number of samples. The same input gives the same
     bytes. In networks with LayerNorm or the like, only matrix operators are quantised, and their outputs are floats.
 
     Args:
         source: a float model with a batch size that may vary.
         path: written whole or not at all; intermediate files are left in its folder.
         types: number types.
-        feed: calibration inputs in the model's order, batch by batch.
+        feed: gives calibration inputs in the model's order, batch by batch; called once for each pass over them.
+        calibration: how activation ranges are found.
         exclude: names of nodes, or their leading parts (up to a `/` or `.`), that stay in floating point.
         field: where `exclude` was written, for messages.
 
@@ -57,7 +62,8 @@ def quantize_file(
         Names of the matrix operators that stay in floating point because of `exclude`.
 
     Raises:
-        InputError: a name in `exclude` matches no node, or the file is quantised already.
+        InputError: a name in `exclude` matches no node, the file is quantised already, or an activation is NaN or
+            infinite.
     """
     prepared = path.with_suffix(".prepared.onnx")
     model = float_model.prepare(source, prepared)
@@ -65,14 +71,20 @@ def quantize_file(
     layers = tuple(n.name for n in model.graph.node if n.name in excluded and n.op_type in MATRIX)
     excluded |= _set_apart(model, excluded)
     onnx_files.write(model, prepared)
-    reader = _Reader([i.name for i in onnx_files.read_signature(prepared).inputs], feed)
+    reader = _Reader([i.name for i in onnx_files.read_signature(prepared).inputs], feed(BATCH))
     written = path.with_suffix(".raw.onnx")
     normed = any(n.op_type in _NORMS for n in model.graph.node)
+    # A list made from a set: sorted, so that it is the same in every process.
+    operators = sorted((MATRIX if normed else MATRIX | _AROUND) & {n.op_type for n in model.graph.node})
+    overrides = {}
+    if calibration is not CalibrationMethod.MIN_MAX:
+        found = file_ranges.activation_ranges(model, path.parent, feed, calibration, operators)
+        overrides = {name: [{"rmin": np.float32(r[0]), "rmax": np.float32(r[1])}] for name, r in found.items()}
     with float_model.quiet():
         config = get_qdq_config(
             str(prepared),
             reader,
-            calibrate_method=CalibrationMethod.MinMax,
+            tensor_quant_overrides=overrides or None,
             activation_type=_SIGNED[types.activation],
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -84,9 +96,7 @@ def quantize_file(
                 **({"OpTypesToExcludeOutputQuantization": ["MatMul"]} if normed else {}),
             },
         )
-        # A list made from a set: sorted, so that it is the same in every process.
-        wanted = MATRIX if normed else MATRIX | _AROUND
-        config.op_types_to_quantize = sorted(wanted & {n.op_type for n in model.graph.node})
+        config.op_types_to_quantize = operators
         quantize(str(prepared), str(written), config)
     result = onnx.load(written)
     onnx_files.strip(result)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lathe_api.manifest import Role
-from lathe_api.recipe import Quantize, QuantizeMethod, Schedule
+from lathe_api.recipe import CalibrationMethod, Quantize, QuantizeMethod, Schedule
 from lathe_optimizers.context import Artifact, Dataset, PassContext, PassOutput, Progress
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import onnx_files, onnx_import, parity, training
+from lathe_optimizers.passes import observers, onnx_files, onnx_import, parity, ranges, training
 from lathe_optimizers.passes import ort_quantizer as quantizer
 from lathe_optimizers.passes.export import is_quantised
 from lathe_optimizers.passes.integer_types import IntegerTypes
@@ -25,7 +25,8 @@ from lathe_optimizers.passes.programs import (
     module_path,
     save_program,
 )
-from lathe_optimizers.passes.quantize import BATCH, CONVERTING, Result, arrays, calibration_set, inspected
+from lathe_optimizers.passes.quantize import CONVERTING, Result, arrays, calibration_set, inspected
+from lathe_optimizers.passes.quantize_onnx import BATCH
 
 OPSET: Final = 20
 """Of the ONNX form of an unfinished program."""
@@ -46,8 +47,7 @@ def run(ctx: PassContext, given: Artifact, config: Quantize, types: IntegerTypes
     prepared = quantizer.prepare_program(
         float_program, types, training=aware, exclude=config.exclude, field=f"{where}.exclude"
     )
-    quantizer.observe_samples(prepared, _tensors(samples, size), field="spec.data.calibration")
-    details: dict[str, JsonValue] = {"calibrationSamples": len(samples), "batchNormFolded": prepared.folded}
+    details: dict[str, JsonValue] = {"batchNormFolded": prepared.folded, **_calibrate(prepared, config, samples, size)}
     probe = parity.probe(samples)
     rounded = None
     if aware:
@@ -69,6 +69,23 @@ def run(ctx: PassContext, given: Artifact, config: Quantize, types: IntegerTypes
     layers = {n.name: module_path(n) for n in program.graph_module.graph.nodes if n.op == "call_function"}
     result = Result(program_path, onnx_path, prepared.excluded, layers, details, size)
     return inspected(ctx, given, result, parity.program_answers(float_program, probe, size), probe)
+
+
+def _calibrate(prepared: quantizer.Prepared, config: Quantize, samples: Dataset, size: int) -> dict[str, JsonValue]:
+    """Find the ranges, and how much they depend on how many samples there are."""
+    field, middle = "spec.data.calibration", len(samples) // 2
+    if middle:
+        quantizer.observe_samples(prepared, _tensors(samples, size, 0, middle), field=field)
+    half = observers.extremes(prepared.gm)
+    quantizer.observe_samples(prepared, _tensors(samples, size, middle), field=field)
+    layer, moved = ranges.stability(half, observers.extremes(prepared.gm))
+    if config.method is QuantizeMethod.STATIC and config.calibration is not CalibrationMethod.MIN_MAX:
+        quantizer.narrow_ranges(prepared, _tensors(samples, size), config.calibration)
+    return {
+        "calibrationSamples": len(samples),
+        "calibration": config.calibration.value,
+        "calibrationStability": {"range": layer, "movedInSecondHalf": moved},
+    }
 
 
 def _train(ctx: PassContext, config: Quantize, prepared: quantizer.Prepared) -> dict[str, JsonValue]:
@@ -95,8 +112,8 @@ def _batch_size(program: ExportedProgram) -> int:
     return BATCH if varying else len(example_inputs(program)[0])
 
 
-def _tensors(samples: Dataset, size: int) -> Iterator[tuple[Tensor, ...]]:
-    for inputs in arrays(samples, size):
+def _tensors(samples: Dataset, size: int, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    for inputs in arrays(samples, size, first, last):
         yield tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from lathe_api.recipe import (
-    CalibrationMethod,
     LossType,
     Portability,
     Stage,
@@ -62,10 +61,7 @@ PASSES: Final[dict[str, Pass]] = {
         ),
     ),
     StageType.FUSE: Pass("", (Choice(("method",), ()),)),
-    StageType.QUANTIZE: Pass(
-        "quantize",
-        (Choice(("calibration",), (CalibrationMethod.MIN_MAX,)),),
-    ),
+    StageType.QUANTIZE: Pass("quantize"),
     StageType.EXPORT: Pass("export", (Choice(("portability",), (Portability.PORTABLE,)),)),
 }
 
