@@ -145,3 +145,10 @@ def test_a_model_of_float16_already_or_without_matrices_is_refused(tmp_path: Pat
 def test_half_the_size_is_no_speed_on_a_cpu(tmp_path: Path) -> None:
     out = quantize.run(stage_context(tmp_path, given(tmp_path, mlp), method="Float16"))
     assert [w for w in out.warnings if "nothing gets faster" in w]
+
+
+def test_convolutions_with_expanded_weights_are_told(tmp_path: Path) -> None:
+    told = quantize.run(stage_context(tmp_path, given(tmp_path, cnn), method="WeightOnly8")).warnings
+    assert [w for w in told if "expand 8-bit weights at every request" in w]
+    told = quantize.run(stage_context(tmp_path, given(tmp_path, encoder), method="WeightOnly8")).warnings
+    assert not [w for w in told if "expand" in w]

@@ -120,9 +120,9 @@ def _dynamic(
             per_channel=True,
             reduce_range=types.weight_range[1] < 127,  # noqa: PLR2004 - the full range of a signed byte
             weight_type=QuantType.QInt8,
-            # The tool writes Gemm as a MatMul of this name.
             # Of results behind operators of other domains, whose type it cannot derive.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+            # The tool writes Gemm as a MatMul of this name.
             nodes_to_exclude=sorted({*left, *(f"{name}_MatMul" for name in left)}),
         )
     return onnx.load(written)

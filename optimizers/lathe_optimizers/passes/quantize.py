@@ -141,6 +141,10 @@ def _layer(kernel: kernels.FloatKernel, layers: Mapping[str, str]) -> str:
 def _warnings(config: object, counted: Kernels, left: Sequence[str], excluded: int) -> tuple[str, ...]:
     if isinstance(config, Quantize) and config.method is QuantizeMethod.FLOAT16:
         return ("CPUs compute in float32: on them float16 halves the file, and nothing gets faster.",)
+    convolutions = sum(name.partition(" ")[0].endswith("Conv") for name in left)
+    if isinstance(config, Quantize) and config.method is QuantizeMethod.WEIGHT_ONLY_8 and convolutions:
+        told = f"{convolutions} convolutions compute in floating point, and expand 8-bit weights at every request"
+        return (f"{told}: the file is smaller, and they are slower. For speed, write {QuantizeMethod.STATIC}.",)
     total = counted.int8 + counted.float32
     if not counted.int8:
         return (f"None of {total} matrix kernels runs in integers, so that nothing got faster.",)
