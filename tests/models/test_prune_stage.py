@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support import networks
-from support.passing import Arrays, context, images
+from support.passing import context, images, stripes
 from torch import nn
 
 from lathe_api.manifest import ArtifactManifest, Role, Signature
@@ -35,15 +35,6 @@ def stage(**settings):
 def made(make, seed=0):
     torch.manual_seed(seed)
     return make()
-
-
-def stripes(count, seed):
-    """Ten classes that a small network learns within a few epochs: which band of rows is bright."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 10, count)
-    image = rng.random((count, 1, 16, 16), dtype=np.float32)
-    image[np.arange(count), 0, label + 3] += 0.5
-    return Arrays({"image": image}, label)
 
 
 def test_a_trained_network_is_pruned_and_recovers(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from support import networks
-from support.passing import Arrays, artifact, context, images
+from support.passing import artifact, context, images, stripes
 from support.quantising import given, only_onnx
 from torch import nn
 
@@ -31,15 +31,6 @@ def cnn() -> nn.Module:
 
 def encoder() -> nn.Module:
     return networks.encoder(16, heads=2, layers=1)
-
-
-def stripes(count: int, seed: int) -> Arrays:
-    """Ten classes that a small network learns within a few epochs: which band of rows is bright."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, 10, count)
-    image = rng.random((count, 1, 16, 16), dtype=np.float32)
-    image[np.arange(count), 0, label + 3] += 0.5
-    return Arrays({"image": image}, label)
 
 
 def stage_context(folder: Path, start, train=None, **settings) -> PassContext:

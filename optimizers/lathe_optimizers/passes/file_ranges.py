@@ -66,8 +66,6 @@ def activation_ranges(
             extremes[name] = min(low, before[0]), max(high, before[1])
     if not extremes:
         raise InputError("spec.data.calibration", "no samples", "Give samples like those that the model will meet.")
-    if method is CalibrationMethod.MIN_MAX:
-        return extremes
     histograms = {name: Histogram(*found) for name, found in extremes.items()}
     for batch in feed(BATCH):
         for name, values in seen(batch).items():

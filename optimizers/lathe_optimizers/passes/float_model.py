@@ -17,14 +17,14 @@ from lathe_optimizers.passes import onnx_files
 MATRIX: Final = frozenset({"Conv", "Gemm", "MatMul"})
 
 
-def prepare(source: Path, path: Path, layers: Sequence[str] = ()) -> onnx.ModelProto:
-    """Fold BatchNorm and constants, and give every node a name; the result is kept at `path` too.
+def prepare(source: Path, scratch: Path, layers: Sequence[str] = ()) -> onnx.ModelProto:
+    """Fold BatchNorm and constants, and give every node a name.
 
     What stays between a layer and its activation function would keep both in floating point.
 
     Args:
         source: a float model.
-        path: where the result is written.
+        scratch: a file that is written over.
         layers: module paths of the matrix operators, in order, that they are named by.
 
     Raises:
@@ -34,12 +34,11 @@ def prepare(source: Path, path: Path, layers: Sequence[str] = ()) -> onnx.ModelP
     if any("QuantizeLinear" in n.op_type or n.op_type.startswith("QLinear") for n in given.graph.node):
         raise InputError(str(source), "a model that is quantised already", "Remove the Quantize stage.")
     _name(given.graph, layers)
-    onnx_files.write(given, path)
+    onnx_files.write(given, scratch)
     with quiet():
-        quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
-    model = onnx.load(path)
+        quant_pre_process(str(scratch), str(scratch), skip_symbolic_shape=True)
+    model = onnx.load(scratch)
     _name(model.graph, ())
-    onnx_files.write(model, path)
     return model
 
 

@@ -1,6 +1,5 @@
 """Training with weights that are zero and stay so."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -17,7 +16,7 @@ _RISING: Final = 0.7
 """Part of the training in which weights go; in the rest, what is left settles."""
 _UPDATES: Final = 100
 """How often masks are drawn anew at the most."""
-_FEWEST: Final = 2
+FEWEST: Final = 2
 """Dimensions of a weight; vectors are biases and scales."""
 _PRUNED: Final = 0.05
 """Share of exact zeros from which a weight is taken for pruned: no training leaves so many."""
@@ -65,18 +64,17 @@ class Sparsify:
     def after_step(self, step: int, total: int) -> None:
         """See `Constraint`."""
         rising = max(1, round(total * _RISING))
+        self._hold()
         if self.gradual and step <= rising and (step % max(1, rising // _UPDATES) == 0 or step == rising):
-            self._hold()
             self.prune_to(sparsity.cubic(sparsity.target(self.config), step / rising))
-        else:
-            self._hold()
 
     def prune_to(self, share: float) -> None:
         """Let weights go until `share` of them are zero."""
         weights: dict[str, NDArray[np.float32]] = {
             name: tensor_at(self.gm, name).detach().numpy() for name in self.names
         }
-        self._masks = _tensors(sparsity.kept(weights, self.config, share, self.seed))
+        masks = sparsity.kept(weights, self.config, share, self.seed)
+        self._masks = {name: torch.from_numpy(mask) for name, mask in masks.items()}
         self._hold()
 
     def _hold(self) -> None:
@@ -97,7 +95,7 @@ class KeepZeros:
         self._masks = [
             (p, p != 0)
             for p in self.gm.parameters()
-            if p.dim() >= _FEWEST and _PRUNED <= float((p == 0).float().mean()) < 1
+            if p.dim() >= FEWEST and _PRUNED <= float((p == 0).float().mean()) < 1
         ]
 
     def after_step(self, step: int, total: int) -> None:  # noqa: ARG002 - as in `Sparsify`
@@ -105,7 +103,3 @@ class KeepZeros:
         with torch.no_grad():
             for parameter, mask in self._masks:
                 parameter.mul_(mask)
-
-
-def _tensors(masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(mask) for name, mask in masks.items()}

@@ -31,20 +31,16 @@ def run(ctx: PassContext, given: Artifact, config: Prune) -> PassOutput:
         )
     turned = {name: w if first else w.swapaxes(-1, -2) for name, (w, first) in found.items()}
     masks = sparsity.kept(turned, config, sparsity.target(config), ctx.seed)
-    zeros = {}
     for tensor in model.graph.initializer:
         if tensor.name in found:
             weight, first = found[tensor.name]
             mask = masks[tensor.name] if first else masks[tensor.name].swapaxes(-1, -2)
             tensor.CopyFrom(numpy_helper.from_array(weight * mask, tensor.name))
-            zeros[tensor.name] = float(1 - mask.mean())
     path = ctx.workdir / "pruned.onnx"
     onnx_files.write(model, path)
-    total = sum(m.size for m in masks.values())
-    share = 1 - sum(int(m.sum()) for m in masks.values()) / total
     return PassOutput(
         onnx=path,
         exported=given.manifest.exported,
-        details={"zeros": share, "layers": dict(zeros)},
+        details=sparsity.described(masks),
         warnings=(sparsity.NO_SPEED, "Nothing of what pruning cost was recovered: that needs a `.pt2` model."),
     )

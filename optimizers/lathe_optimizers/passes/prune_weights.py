@@ -12,12 +12,10 @@ from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import annotations, sparsity
 from lathe_optimizers.passes.batch_norm import recompute_statistics
 from lathe_optimizers.passes.channel_rules_base import tensor_at
-from lathe_optimizers.passes.masking import Sparsify
+from lathe_optimizers.passes.masking import FEWEST, Sparsify
 from lathe_optimizers.passes.programs import load_program, reexport, require_program, save_program, unlift
 from lathe_optimizers.passes.prune_channels import quality_after, tune
 
-_FEWEST: Final = 2
-"""Dimensions of a weight; vectors are biases and scales."""
 _WEIGHTED: Final = annotations.WEIGHTED | annotations.FLOAT_CONVOLUTION
 
 
@@ -46,10 +44,8 @@ def run(ctx: PassContext, config: Prune, where: str) -> PassOutput:
         quality |= _with_new_statistics(ctx, gm, program, warnings)
     path = ctx.workdir / "program.pt2"
     save_program(reexport(gm, program), path)
-    zeros = {name: float((tensor_at(gm, name) == 0).float().mean()) for name in names}
-    total = sum(tensor_at(gm, name).numel() for name in names)
-    share = sum(z * tensor_at(gm, name).numel() for name, z in zeros.items()) / total
-    details: dict[str, JsonValue] = {"zeros": share, "layers": dict(zeros), "quality": dict(quality)}
+    stay = {name: (tensor_at(gm, name) != 0).numpy() for name in names}
+    details: dict[str, JsonValue] = {**sparsity.described(stay), "quality": dict(quality)}
     return PassOutput(program=path, details=details, warnings=tuple(warnings))
 
 
@@ -71,4 +67,4 @@ def weights_of(gm: fx.GraphModule) -> tuple[str, ...]:
         for n in gm.graph.nodes
         if n.target in _WEIGHTED and isinstance(n.args[1], fx.Node) and n.args[1].op == "get_attr"
     ]
-    return tuple(dict.fromkeys(name for name in found if tensor_at(gm, name).dim() >= _FEWEST))
+    return tuple(dict.fromkeys(name for name in found if tensor_at(gm, name).dim() >= FEWEST))

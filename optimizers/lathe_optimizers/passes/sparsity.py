@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from lathe_api.recipe import Prune, PruneMethod
 
@@ -47,6 +48,13 @@ def kept(weights: Weights, config: Prune, share: float, seed: int) -> dict[str, 
             return {n: p.reshape(w.shape) for (n, w), p in zip(weights.items(), parts, strict=True)}
         case _:
             return {name: _largest(np.abs(w), share) for name, w in weights.items()}
+
+
+def described(masks: Mapping[str, Mask]) -> dict[str, JsonValue]:
+    """Which share of the weights is gone, in all and by layer, for the record of a stage."""
+    total = sum(mask.size for mask in masks.values())
+    stay = sum(int(mask.sum()) for mask in masks.values())
+    return {"zeros": 1 - stay / total, "layers": {name: float(1 - mask.mean()) for name, mask in masks.items()}}
 
 
 def cubic(final: float, position: float) -> float:

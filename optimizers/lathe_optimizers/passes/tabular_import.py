@@ -25,6 +25,8 @@ MODEL: Final = "spec.model.uri"
 TOLERANCE: Final = 1e-3
 """Root of the mean square difference, relative to the range: a float32 threshold may send a single sample elsewhere."""
 ANSWERING: Final = 0.6
+_BOOSTER_OPSET: Final = 15
+"""The newest that onnxmltools is sure of; modernised afterwards."""
 _SCORES: Final = ("probabilities", "probability", "probability_tensor", "variable", "scores")
 _TABLE: Final = 2
 """Dimensions of the one input: samples, features."""
@@ -155,6 +157,34 @@ def require_classes(classes: Any, shown: str) -> None:
             f"Train it on the labels 0 to {len(classes) - 1} (sklearn.preprocessing.LabelEncoder), and store these in "
             "the data.",
         )
+
+
+def require_objective(objective: str, table: Table, *, classifies: bool) -> None:
+    """Check that a booster was trained for the document's task.
+
+    Raises:
+        InputError: it was trained for another.
+    """
+    if classifies is not (table.task is Task.CLASSIFICATION):
+        raise InputError(MODEL, f"a model trained for {objective}", "Write the task that it was trained for.")
+
+
+def convert_booster(
+    convert: Callable[..., onnx.ModelProto], booster: Any, table: Table, shown: str, **options: bool
+) -> onnx.ModelProto:
+    """The ONNX form of a booster, by a function of onnxmltools.
+
+    Raises:
+        InputError: it has none.
+    """
+    # Only readers of boosters come here: onnxmltools is installed.
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    features = [(table.name, FloatTensorType([None, table.features]))]
+    try:
+        return convert(booster, initial_types=features, target_opset=_BOOSTER_OPSET, **options)
+    except Exception as e:  # the converter raises errors of its own and of whatever it meets
+        raise InputError(shown, f"a model without ONNX form ({first_line(e)})", "Train a booster of trees.") from e
 
 
 def first_line(error: Exception) -> str:

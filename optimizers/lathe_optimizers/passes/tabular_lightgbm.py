@@ -7,14 +7,17 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 from onnxmltools import convert_lightgbm
-from onnxmltools.convert.common.data_types import FloatTensorType
 
-from lathe_api.data import Task
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes.tabular_import import MODEL, Converted, Table, first_line, require_features
+from lathe_optimizers.passes.tabular_import import (
+    Converted,
+    Table,
+    convert_booster,
+    first_line,
+    require_features,
+    require_objective,
+)
 
-_OPSET: Final = 15
-"""The newest that its converter is sure of; modernised afterwards."""
 _CLASSIFIERS: Final = ("binary", "multiclass", "multiclassova", "softmax")
 
 
@@ -31,18 +34,9 @@ def read(source: Path, shown: str, table: Table) -> Converted:
             shown, f"not a model of LightGBM ({first_line(e)})", "Save it with booster.save_model('model.txt')."
         ) from e
     objective = str(booster.dump_model(num_iteration=1).get("objective", "")).partition(" ")[0]
-    if (objective in _CLASSIFIERS) is not (table.task is Task.CLASSIFICATION):
-        raise InputError(MODEL, f"a model trained for {objective}", "Write the task that it was trained for.")
+    require_objective(objective, table, classifies=objective in _CLASSIFIERS)
     require_features(table, booster.num_feature())
-    try:
-        model = convert_lightgbm(
-            booster,
-            initial_types=[(table.name, FloatTensorType([None, table.features]))],
-            target_opset=_OPSET,
-            zipmap=False,
-        )
-    except Exception as e:  # the converter raises errors of its own and of whatever it meets
-        raise InputError(shown, f"a model without ONNX form ({first_line(e)})", "Train a booster of trees.") from e
+    model = convert_booster(convert_lightgbm, booster, table, shown, zipmap=False)
 
     def answer(x: NDArray[np.float32]) -> NDArray[Any]:
         return np.asarray(booster.predict(x))

@@ -80,8 +80,6 @@ def _load(source: Path, shown: str) -> Any:
         unknown = sorted(set(skops.io.get_untrusted_types(file=source)) - set(_TRUSTED))
         if not unknown:
             return skops.io.load(source, trusted=list(_TRUSTED))
-    except UnsafeFileError:
-        raise
     except Exception as e:  # a damaged archive raises whatever its parts do
         raise InputError(
             shown, f"not a skops file ({first_line(e)})", "Save the model with skops.io.dump(model, path)."

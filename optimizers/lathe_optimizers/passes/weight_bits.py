@@ -15,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from lathe_optimizers.passes import onnx_parts
+
 CONTRIB: Final = "com.microsoft"
 _INT8_COMPUTE: Final = 4
 """`accuracy_level` at which the CPU kernel multiplies integers."""
@@ -126,15 +128,12 @@ def weight_of(node: onnx.NodeProto, weights: Mapping[str, Floats]) -> Floats | N
 
 def drop_unread(model: onnx.ModelProto) -> None:
     """Remove the weights that no node reads any more."""
-    read = {o.name for o in model.graph.output}
-    nodes = list(model.graph.node)
-    while nodes:
-        node = nodes.pop()
-        read.update(node.input)
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                nodes.extend(graph.node)
-                read.update(o.name for o in graph.output)
+    read: set[str] = set()
+    for part in onnx_parts.parts(model):
+        if isinstance(part, onnx.NodeProto):
+            read.update(part.input)
+        elif isinstance(part, onnx.GraphProto):
+            read.update(o.name for o in part.output)
     kept = [w for w in model.graph.initializer if w.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
