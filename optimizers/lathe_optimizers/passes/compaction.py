@@ -27,6 +27,7 @@ def compact(model: onnx.ModelProto) -> None:
     if not any(w.data_type == onnx.TensorProto.FLOAT16 for w in graph.initializer):
         # ONNX Runtime 1.32 crashes on float16 additions whose shape it was not told, in its layout optimiser.
         del graph.value_info[:]
+    _drop_unused_domains(model)
     _shorten(graph)
     scalars = {w.name for w in graph.initializer if not w.dims}
     part: Any
@@ -38,6 +39,15 @@ def compact(model: onnx.ModelProto) -> None:
     for node in graph.node:
         if node.op_type in _STEPS:
             node.ClearField("name")
+
+
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    """Forget the operator sets that no node is of; tools declare all that they know."""
+    used = {""} | {f.domain for f in model.functions}
+    used |= {p.domain for p in onnx_parts.parts(model) if isinstance(p, onnx.NodeProto)}
+    kept = [o for o in model.opset_import if o.domain in used or (o.domain == "ai.onnx" and "" in used)]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
 
 
 def _shorten(graph: onnx.GraphProto) -> None:

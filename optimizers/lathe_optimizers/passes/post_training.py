@@ -17,7 +17,8 @@ from lathe_api.manifest import Role
 from lathe_api.recipe import Quantize, QuantizeMethod
 from lathe_optimizers.context import Artifact, PassContext, Progress
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import float_model, integer_types, onnx_files, weight_bits
+from lathe_optimizers.passes import float_model, integer_products, integer_types, onnx_files, weight_bits
+from lathe_optimizers.passes.compaction import compact
 
 METHODS: Final = frozenset(
     {QuantizeMethod.DYNAMIC, QuantizeMethod.WEIGHT_ONLY_8, QuantizeMethod.WEIGHT_ONLY_4, QuantizeMethod.FLOAT16}
@@ -54,6 +55,7 @@ def run(ctx: PassContext, given: Artifact, config: Quantize, where: str) -> tupl
         case _:
             weight_bits.convert(model, 8, left)
     onnx_files.strip(model)
+    compact(model)
     onnx_files.write(model, path)
     return path, tuple(sorted(left))
 
@@ -108,8 +110,11 @@ def _require_fit(model: onnx.ModelProto, method: QuantizeMethod, field: str) -> 
 def _dynamic(
     model: onnx.ModelProto, types: integer_types.IntegerTypes, left: Collection[str], folder: Path
 ) -> onnx.ModelProto:
-    """Per-channel signed weights: unsigned ones take half as long again on x86."""
+    """Signed weights by column: unsigned ones take half as long again on x86. The tool does what is left."""
     weight_bits.convert(model, 8, left, operators=frozenset({"Gather"}))
+    integer_products.convert(model, types.weight_range[1], left)
+    if not any(n.op_type in _PRODUCTS for n in model.graph.node):
+        return model
     prepared, written = folder / "prepared.onnx", folder / "dynamic.onnx"
     onnx_files.write(model, prepared)
     with float_model.quiet():

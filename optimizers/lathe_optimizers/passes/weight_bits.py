@@ -65,14 +65,14 @@ def pack(weight: Floats, bits: int) -> Packed:
     return Packed(values, scales[:, :, 0], block)
 
 
-def by_channel(weight: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
-    """Round to int8 with a symmetric scale for each index along `axis`; values in -127..127."""
+def by_channel(weight: Floats, axis: int, limit: int = _LARGEST) -> tuple[NDArray[np.int8], Floats]:
+    """Round to int8 with a symmetric scale for each index along `axis`; values in -limit..limit."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(others)
-    scales = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
+    scales = np.where(largest > 0, largest / limit, 1).astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
-    return np.clip(np.rint(weight / scales.reshape(shape)), -_LARGEST, _LARGEST).astype(np.int8), scales
+    return np.clip(np.rint(weight / scales.reshape(shape)), -limit, limit).astype(np.int8), scales
 
 
 def convert(
