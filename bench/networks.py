@@ -92,10 +92,23 @@ class Mlp(nn.Module):
         return self.layers(row)
 
 
+class Linear(nn.Module):
+    """One layer of 1024 inputs and 256 outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1024, 256)
+
+    def forward(self, row: Tensor) -> Tensor:
+        """Answers to rows (batch, 1024) with 256 numbers each."""
+        return self.layer(row)
+
+
 NETWORKS: dict[str, tuple[type[nn.Module], tuple[int, ...], int]] = {
     "residual CNN": (ResidualCnn, (3, 64, 64), 8),
     "encoder": (Encoder, (128, 384), 1),
     "MLP": (Mlp, (256,), 8),
+    "linear": (Linear, (1024,), 1),
 }
 """Network, shape of one sample, and samples per timed run."""
 
