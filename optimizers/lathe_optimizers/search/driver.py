@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     # Optuna takes a second to load, which runs without a search need not spend.
     from lathe_optimizers.search.study import Study
 
+LAYOUT: Final = 1
+"""Of the journal: raised when trials are written such that an earlier journal cannot be gone on with."""
 SHOWN_REASONS: Final = 8
 
 
@@ -61,7 +63,7 @@ def key_of(document: OptimizedModel, files: dict[str, str], ground: dict[str, ob
     search = {k: v for k, v in value["search"].items() if k not in ("maxTrials", "timeout", "parallelism")}
     parts = {k: value.get(k) for k in ("objective", "data", "recipe", "gates")}
     hardware = [t["hardware"] for t in value["targets"]]
-    return digest_of({"search": search, "files": files, "hardware": hardware, **parts, **ground})
+    return digest_of({"layout": LAYOUT, "search": search, "files": files, "hardware": hardware, **parts, **ground})
 
 
 def run_search(ground: Ground, space: Space, key: str, seed: int, clock: Callable[[], float] = time.monotonic) -> Found:

@@ -7,12 +7,12 @@ depends on nothing but them. A trial that was interrupted leaves no trace in wha
 import contextlib
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -72,7 +72,7 @@ class Study:
             case Sampler.TPE:
                 found = self._suggested()
         if found is not None and self._open is None:
-            self._study.enqueue_trial(dict(zip(self._names(), found.values, strict=True)))
+            self._study.enqueue_trial(self._params(found.values))
             self._open = self._study.ask(self._distributions())
         return found
 
@@ -95,7 +95,7 @@ class Study:
         for surprise in range(SURPRISES):
             self._study.sampler = _sampler(self._seed, len(self.trials), surprise, self._space.search)
             asked = self._study.ask(self._distributions())
-            found = self._space.look(self._space.index(tuple(asked.params[name] for name in self._names())))
+            found = self._space.look(self._space.index(self._values(asked.params)))
             if isinstance(found, Candidate) and found.index not in self._tried:
                 self._open = asked
                 return found
@@ -117,9 +117,29 @@ class Study:
     def _names(self) -> list[str]:
         return [f"{c.stage}.{c.field}" for c in self._space.search.choices]
 
-    def _distributions(self) -> dict[str, Any]:
-        choices = self._space.search.choices
-        return {n: CategoricalDistribution(c.values) for n, c in zip(self._names(), choices, strict=True)}
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        """Numbers by their place in order, so that the estimator learns from neighbours; words as they are."""
+        found: dict[str, BaseDistribution] = {}
+        for name, choice in zip(self._names(), self._space.search.choices, strict=True):
+            order = _ordered(choice.values)
+            found[name] = (
+                CategoricalDistribution(choice.values) if order is None else IntDistribution(0, len(order) - 1)
+            )
+        return found
+
+    def _params(self, values: tuple[str, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, choice, value in zip(self._names(), self._space.search.choices, values, strict=True):
+            order = _ordered(choice.values)
+            found[name] = value if order is None else order.index(value)
+        return found
+
+    def _values(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        found = []
+        for name, choice in zip(self._names(), self._space.search.choices, strict=True):
+            order = _ordered(choice.values)
+            found.append(params[name] if order is None else order[params[name]])
+        return tuple(found)
 
     def _index(self, trial: Trial) -> int:
         return self._space.index(tuple(v.value for v in trial.values))
@@ -151,6 +171,14 @@ def opened(store: Store, key: str, space: Space, seed: int, waiting: Callable[[]
         path = scratch / "journal.log"
         path.write_bytes(store.place.read(name) or b"")
         yield Study(space, seed, path, lambda: store.place.write(name, path.read_bytes()))
+
+
+def _ordered(values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Numbers, smallest first; None where a value is a word."""
+    try:
+        return tuple(sorted(values, key=float))
+    except ValueError:
+        return None
 
 
 def _sampler(seed: int, finished: int, surprise: int, search: Search) -> optuna.samplers.BaseSampler:
