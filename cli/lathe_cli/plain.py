@@ -51,7 +51,8 @@ class Lines:
     def _line(self, event: Event) -> str | None:
         match event:
             case RunPlanned():
-                return f"{event.name}, revision {event.revision}: {', '.join(s.id for s in event.stages)}"
+                stages = ", ".join(s.id for s in event.stages)
+                return f"{event.name}, revision {event.revision}: {stages or 'a search comes first'}"
             case StageStarted():
                 self._told[event.id] = (0.0, self._clock())
                 return f"{event.id}: started" + (", going on from its last epoch" if event.resumed else "")

@@ -13,6 +13,8 @@ from lathe_api.findings import Finding
 from lathe_api.recipe import Stage
 from lathe_api.search import Choice
 
+FILES: Final = ("uri", "digest")
+"""Names of fields that say which file is read."""
 Path = tuple[str | int, ...]
 
 FIXED: Final = ("name", "type", "resources", "timeout")
@@ -77,6 +79,8 @@ def _field_problem(stage: Stage, field: str) -> str | None:
     block = stage.type.value.lower()
     if path[0] in FIXED or path[0] != block or len(path) == 1:
         return f"name a setting below `{block}`, such as {block}.{_example(stage)}"
+    if path[-1] in FILES:
+        return "write the file in the recipe: files are not searched, as each is pinned by its digest"
     if _annotation(path) is None:
         return f"no such setting; known in `{block}`: {', '.join(_names(type(stage.config)))}"
     node: Any = stage.model_dump(mode="json", by_alias=True, exclude_none=True)

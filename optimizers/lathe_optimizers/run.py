@@ -257,7 +257,6 @@ class _Searching:
         # The recipe as it is written stands for what all trials share: data, targets, the import.
         self.base = _Run(document, options, observe)
         self.space = Space(document, _available)
-        self._places: dict[str, dict[str, locations.Location]] = {}
         self._checked = False
 
     def first(self) -> OptimizedModel:
@@ -287,16 +286,14 @@ class _Searching:
             "host": base.inputs.host,
             "targets": _names(base.able),
         }
+        name = self.document.metadata.name
+        base.observe(RunPlanned(name=name, revision=base.revision, stages=(), inputs=base.digests))
         key = key_of(self.document, base.digests, decided)
         return run_search(ground, self.space, key, base.seed)
 
     def _inputs(self, candidate: Candidate) -> Inputs:
-        """What decides the results of a combination; files are looked at again only where it names others."""
-        stages = plan.stage_list(candidate.document)
-        named = repr([s.distill.student for s in stages if s.distill is not None])
-        if named not in self._places:
-            self._places[named] = locations.locate(candidate.document, stages, self.base.options.base, self.base.store)
-        return replace(self.base.inputs, document=candidate.document, locations=self._places[named])
+        """What decides the results of a combination; all read the same files."""
+        return replace(self.base.inputs, document=candidate.document)
 
     def _check_once(self) -> None:
         if not self._checked:

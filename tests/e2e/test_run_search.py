@@ -92,7 +92,7 @@ def test_a_search_that_finds_nothing_tells_what_came_nearest(project):
         gates=GATES,
         search=SEARCH
         | {
-            "choices": [{"stage": "sparse", "field": "prune.sparsity", "values": ["0.9", "0.98"]}],
+            "choices": [{"stage": "sparse", "field": "prune.sparsity", "values": ["0.3", "0.98"]}],
             "constraints": [{"metric": "accuracy", "min": "0.999"}],
             "sampler": "Grid",
         },

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lathe_api.gates import Gate, GateMetric
 from lathe_api.search import Direction, SearchGoal
-from lathe_api.searchresult import Trial, TrialCheck, TrialState
+from lathe_api.searchresult import SearchResult, Trial, TrialCheck, TrialState
 from lathe_api.summary import GateResult
 from lathe_optimizers.search import pareto
 
@@ -48,6 +48,15 @@ def chosen(trials: Sequence[Trial], goals: Sequence[SearchGoal]) -> Trial | None
         margin = abs(values[top]) * _noise(left[top]) if goal.metric is GateMetric.LATENCY_RATIO else 0.0
         left = [t for t, v in zip(left, values, strict=True) if v >= values[top] - margin]
     return left[0] if left else None
+
+
+def shown_front(search: SearchResult, limit: int) -> tuple[int, ...]:
+    """Places of at most `limit` trials of the front in `search.trials`; the chosen one is always among them."""
+    best = [place for place, trial in enumerate(search.trials) if trial.best]
+    taken = [place for place, trial in enumerate(search.trials) if trial.number == search.chosen]
+    others = [place for place in best if place not in taken]
+    kept = pareto.thinned([search.trials[place].goals for place in others], limit - len(taken))
+    return tuple(sorted([*taken, *(others[i] for i in kept)]))
 
 
 def nearest(trials: Sequence[Trial]) -> Trial | None:
