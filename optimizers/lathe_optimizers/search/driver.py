@@ -80,7 +80,8 @@ def run_search(ground: Ground, space: Space, key: str, seed: int, clock: Callabl
     with opened(ground.store, key, space, seed, lambda: ground.observe(_waiting())) as study:
         resumed = len(study.trials)
         if resumed:
-            ground.observe(Notice(message=f"the search goes on after {resumed} trials of an earlier run"))
+            count = f"{resumed} {'trial' if resumed == 1 else 'trials'}"
+            ground.observe(Notice(message=f"the search goes on after {count} of an earlier run"))
         ended = _try_all(ground, study, search, clock)
         trials = tuple(study.trials)
     if not trials:

@@ -69,6 +69,8 @@ def test_a_value_in_a_block_that_the_recipe_leaves_out_makes_the_block():
         pytest.param(SHARES | {"values": ["0.3", "1.5"]}, ("values", 1), "more than 0 and less than 1",
                      id="beyond its bound"),
         pytest.param(SHARES | {"values": ["half", "0.5"]}, ("values", 0), "number", id="no number"),
+        pytest.param({"stage": "student", "field": "distill.student.uri", "values": ["a.pt2", "b.pt2"]}, ("field",),
+                     "files are not searched", id="a file"),
         pytest.param(METHODS | {"values": ["Static", "Statik"]}, ("values", 1), "did you mean Static?", id="misspelt"),
         pytest.param({"stage": "slim", "field": "prune.roundTo", "values": ["8", "x"]}, ("values", 1),
                      "write a whole number", id="no whole number"),
