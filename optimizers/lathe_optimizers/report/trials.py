@@ -28,8 +28,11 @@ def section(search: SearchResult) -> Html:
     ]
     columns = ["Trial", "Settings", "State", "Quality", "Size", "Speed", "Cost", "Why"]
     shown = sorted(search.trials, key=lambda t: (t.number != _taken(search), not t.best, t.number))[:_LISTED]
-    listed = table("Trials of the search", columns, [_row(t, search) for t in shown])
-    return h("section", h("h2", "Search"), pairs(facts), _front(search), listed)
+    listed = table("Trials of the search", columns, [_row(t, search) for t in shown], class_="overview")
+    picture = _front(search)
+    drawn = (h("section", h("h3", "Quality and speed"), picture),) if picture else ()
+    trials = h("section", h("h3", "Trials"), listed)
+    return h("section", h("h2", "Search"), pairs(facts), *drawn, trials, class_="target")
 
 
 def _row(trial: Trial, search: SearchResult) -> list[Html]:

@@ -10,7 +10,7 @@ from lathe_api.canonical import digest_of
 from lathe_api.events import Notice, TrialFinished, TrialStarted
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.search import Search
-from lathe_api.searchresult import SearchResult, Trial
+from lathe_api.searchresult import SearchResult, Trial, TrialCheck
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.search import picking
 from lathe_optimizers.search.space import Candidate, Census, Space
@@ -117,6 +117,12 @@ def _found(space: Space, census: Census, trials: tuple[Trial, ...], ended: str, 
     goals = space.search.goals
     taken = picking.chosen(trials, goals)
     nearest = picking.nearest(trials) if taken is None else None
+    if nearest is not None and nearest.check is TrialCheck.STAGES:
+        raise InputError(
+            "spec.search.choices",
+            f"the stages of none of {len(trials)} trials could be done; the first one: {nearest.reason}",
+            "Change the values, or the recipe",
+        )
     built = taken or nearest
     if built is None:
         raise ValueError("a search without trials has no result")

@@ -20,6 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lathe_api.search import Sampler, Search
 from lathe_api.searchresult import Trial
 from lathe_api.searchresult import TrialState as State
+from lathe_optimizers import files
+from lathe_optimizers.errors import StoreError
 from lathe_optimizers.places import LocalPlace
 from lathe_optimizers.search import picking
 from lathe_optimizers.search.space import Candidate, Space
@@ -49,21 +51,35 @@ class Study:
         self._seed = seed
         self._saved = saved
         search = space.search
+        self._path = path
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name="search",
-            directions=[picking.direction(g).value.lower() for g in search.goals],
-            load_if_exists=True,
-        )
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            self._tell(trial, state=TrialState.FAIL)
-        self.trials = _finished(self._study.get_trials(deepcopy=False))
-        self._tried = {self._index(t) for t in self.trials}
+        with files.explained(path):
+            _mend(path)
+            try:
+                self._study = optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(str(path))),
+                    study_name="search",
+                    directions=[picking.direction(g).value.lower() for g in search.goals],
+                    load_if_exists=True,
+                )
+                for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+                    self._tell(trial, state=TrialState.FAIL)
+                self.trials = _finished(self._study.get_trials(deepcopy=False))
+                self._tried = {self._index(t) for t in self.trials}
+            except (KeyError, ValueError) as error:
+                raise StoreError(f"{path}: the journal is damaged. Remove it to search anew") from error
         self._open: optuna.Trial | None = None
 
     def ask(self) -> Candidate | None:
-        """The next combination; None where nothing is left to try."""
+        """The next combination; None where nothing is left to try.
+
+        Raises:
+            StoreError: the journal cannot be written.
+        """
+        with files.explained(self._path):
+            return self._ask()
+
+    def _ask(self) -> Candidate | None:
         match self._space.search.sampler:
             case Sampler.GRID:
                 found = next((c for c in self._space if isinstance(c, Candidate) and c.index not in self._tried), None)
@@ -77,14 +93,18 @@ class Study:
         return found
 
     def tell(self, trial: Trial) -> None:
-        """Keep the result of the combination that was asked for."""
+        """Keep the result of the combination that was asked for.
+
+        Raises:
+            StoreError: the journal cannot be written.
+        """
         if self._open is None:
             raise ValueError("no combination was asked for")
         passed = trial.state is State.PASSED
-        self._open.set_user_attr(RESULT, trial.model_dump_json(by_alias=True))
-        self._tell(
-            self._open, list(trial.goals) if passed else None, TrialState.COMPLETE if passed else TrialState.PRUNED
-        )
+        goals, state = (list(trial.goals), TrialState.COMPLETE) if passed else (None, TrialState.PRUNED)
+        with files.explained(self._path):
+            self._open.set_user_attr(RESULT, trial.model_dump_json(by_alias=True))
+            self._tell(self._open, goals, state)
         self._open = None
         self.trials.append(trial)
         self._tried.add(self._index(trial))
@@ -171,6 +191,16 @@ def opened(store: Store, key: str, space: Space, seed: int, waiting: Callable[[]
         path = scratch / "journal.log"
         path.write_bytes(store.place.read(name) or b"")
         yield Study(space, seed, path, lambda: store.place.write(name, path.read_bytes()))
+
+
+def _mend(path: Path) -> None:
+    """Drop the end of a line that a killed process left: what is appended to it would be lost too."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        files.write_file(path, whole)
 
 
 def _ordered(values: tuple[str, ...]) -> tuple[str, ...] | None:

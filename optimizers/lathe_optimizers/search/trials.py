@@ -1,7 +1,8 @@
 """Does one trial: the stages of a combination, as far as its checks let it come."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lathe_api.data import Metric
@@ -62,15 +63,26 @@ class _Attempted:
         self.started = time.monotonic()
 
     def run(self) -> Trial:
+        # What is wrong with data, model or store is wrong with every trial, and no result of this one.
+        self.ground.before_work()
+        inputs = self.ground.inputs(self.candidate)
+        self.seed = inputs.seed
+        stages = Stages(inputs, self.ground.store, lambda: None, self._tell)
+        first, *others = plan.nodes(plan.stage_list(self.candidate.document), self.ground.targets)
+        self._add(first, stages.do(first))
+        self.started = time.monotonic()
         stopped: Stopped | None
         try:
-            stopped = self._stages()
+            stopped = self._stages(stages, others)
         except StoreError:
             raise
         except LatheError as error:
             stopped = Stopped(check=TrialCheck.STAGES, reason=str(error))
-        told = TrialState.PASSED if stopped is None else TrialState.STOPPED
         complete = self.ended == set(self.progress)
+        goals = self._goals() if complete else ()
+        if stopped is None and not all(map(math.isfinite, goals)):
+            stopped = Stopped(check=TrialCheck.QUALITY, reason="a goal has no finite value")
+        told = TrialState.PASSED if stopped is None else TrialState.STOPPED
         measures = tuple(self._measures(p) for p in self.progress.values()) if complete else ()
         return Trial(
             number=self.number,
@@ -82,19 +94,11 @@ class _Attempted:
             seconds=time.monotonic() - self.started,
             spent=self.spent,
             measures=measures,
-            goals=self._goals() if complete else (),
+            goals=goals if told is TrialState.PASSED else (),
         )
 
-    def _stages(self) -> Stopped | None:
-        inputs = self.ground.inputs(self.candidate)
-        self.seed = inputs.seed
-        stages = Stages(inputs, self.ground.store, self.ground.before_work, self._tell)
-        for node in plan.nodes(plan.stage_list(self.candidate.document), self.ground.targets):
-            if node.parent is None:
-                self._add(node, stages.do(node))
-                # The import is no part of any trial.
-                self.started = time.monotonic()
-                continue
+    def _stages(self, stages: Stages, nodes: Sequence[plan.Node]) -> Stopped | None:
+        for node in nodes:
             due = judging.due(self.candidate.document.spec.gates, node)
             attempt = stages.attempt(node, due, measured=bool(due) or node.last)
             self._count(attempt)

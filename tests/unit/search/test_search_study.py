@@ -4,6 +4,7 @@ import pytest
 from support.searches import METHODS, SHARES, searching
 
 from lathe_api.searchresult import Trial, TrialCheck, TrialState, TrialValue
+from lathe_optimizers.errors import StoreError
 from lathe_optimizers.search.space import Space
 from lathe_optimizers.search.study import opened
 from lathe_optimizers.store import Store
@@ -60,6 +61,26 @@ def test_an_interrupted_search_ends_like_one_that_was_not(sampler, tmp_path):
     with opened(store, "sha256:abc", space, 0, lambda: None) as study:
         assert study.ask() is not None  # and is killed while it tries this
     assert [*first, *go_on(store, space, 20)] == whole
+
+
+def test_half_a_line_of_a_killed_process_is_dropped(tmp_path):
+    space = Space(searching(SHARES, METHODS))
+    store = Store(str(tmp_path))
+    first = go_on(store, space, 3)
+    (journal,) = tmp_path.glob("searches/*/journal.log")
+    with journal.open("ab") as stream:
+        stream.write(b'{"op_code": 4, "worker')
+    assert len({*first, *go_on(store, space, 20)}) == 6
+    assert go_on(store, space, 20) == []
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    space = Space(searching(SHARES, METHODS))
+    go_on(Store(str(tmp_path)), space, 2)
+    (journal,) = tmp_path.glob("searches/*/journal.log")
+    journal.write_bytes(b"nonsense\n" + journal.read_bytes())
+    with pytest.raises(StoreError, match=r"journal\.log: the journal is damaged"):
+        go_on(Store(str(tmp_path)), space, 1)
 
 
 def test_another_seed_is_another_order(tmp_path):
