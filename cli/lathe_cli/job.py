@@ -99,7 +99,7 @@ def _outcome(summary: Summary, repositories: Mapping[str, str], report: str) -> 
 
 
 def _segment(revision: ModelRevision, index: int) -> Segment:
-    found = segments(revision.spec.stages, revision.spec.model.format)
+    found = segments(revision.spec.stages, revision.spec.model.format, revision.spec.search)
     if index >= len(found):
         raise InputError("--segment", str(index), f"The stages make {len(found)} segments: write 0 to {len(found) - 1}")
     return found[index]

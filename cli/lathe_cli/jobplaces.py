@@ -90,7 +90,11 @@ def document_of(revision: ModelRevision, where: Places) -> OptimizedModel:
         "kind": "OptimizedModel",
         "metadata": {"name": revision.spec.model_ref.name},
         "spec": {
-            **{key: spec[key] for key in ("model", "data", "objective", "gates", "targets", "seed") if key in spec},
+            **{
+                key: spec[key]
+                for key in ("model", "data", "objective", "search", "gates", "targets", "seed")
+                if key in spec
+            },
             "recipe": {"stages": spec["stages"]},
         },
     }

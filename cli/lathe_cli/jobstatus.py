@@ -1,7 +1,7 @@
 """What a Job says of its ModelRevision, built from the events of its run. Pure but for the clock it is given."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,10 +14,14 @@ from lathe_api.events import (
     StageRef,
     StageStarted,
     StageWaiting,
+    TrialFinished,
+    TrialStarted,
 )
 from lathe_api.recipe import StageType
+from lathe_api.searchresult import SearchResult, Trial, TrialState, TrialValue
 from lathe_api.status import StageState
 from lathe_api.summary import GateResult, StageResult, Summary, TargetResult, TargetState
+from lathe_optimizers.search.picking import shown_front
 
 Json = dict[str, Any]
 
@@ -25,6 +29,8 @@ DECIMALS: Final = 6
 LARGEST: Final = 1e9
 LONGEST_TEXT: Final = 1024
 LONGEST_STEP: Final = 63
+MOST_POINTS: Final = 16
+"""Of a Pareto front in a status."""
 _TYPES: Final = frozenset(StageType)
 
 
@@ -55,17 +61,27 @@ class JobStatus:
         match event:
             case RunPlanned():
                 return self._planned(event)
-            case StageStarted():
-                return self._set(event.id, state=StageState.RUNNING, percent=0, startedAt=timestamp(self._now()))
-            case StageWaiting():
-                text = "Another Job does this stage; its result will be used"
-                return self._set(event.id, state=StageState.RUNNING, message=text, startedAt=timestamp(self._now()))
+            case StageStarted() | StageWaiting():
+                return self._begun(event)
             case StageProgress():
                 return self._progress(event)
             case StageFinished():
                 return self._finished(event.id, event.result)
+            case TrialStarted() | TrialFinished():
+                return self._searching(event)
             case _:
                 return False
+
+    def _searching(self, event: TrialStarted | TrialFinished) -> bool:
+        entry: Json = self._rest.setdefault("search", {"trials": 0, "maxTrials": 0, "stopped": 0})
+        match event:
+            case TrialStarted():
+                # Trials of an earlier pod of the Job are done too.
+                entry |= {"trials": event.number - 1, "maxTrials": event.most, "trying": _text(_settings(event.values))}
+            case TrialFinished():
+                entry["trials"] = event.trial.number
+                entry["stopped"] += event.trial.state is TrialState.STOPPED
+        return True
 
     def fail(self, message: str) -> None:
         """The run ended without a result: the stages at work have failed."""
@@ -90,6 +106,9 @@ class JobStatus:
         }
         if report is not None:
             self._rest["report"] = report
+        if summary.search is not None:
+            most = self._rest.get("search", {}).get("maxTrials", len(summary.search.trials))
+            self._rest["search"] = _searched(summary.search, most)
 
     def value(self) -> Json:
         """The status as applied."""
@@ -104,6 +123,12 @@ class JobStatus:
                 for field, digest in event.inputs.items()
             ]
         return True
+
+    def _begun(self, event: StageStarted | StageWaiting) -> bool:
+        if isinstance(event, StageStarted):
+            return self._set(event.id, state=StageState.RUNNING, percent=0, startedAt=timestamp(self._now()))
+        text = "Another Job does this stage; its result will be used"
+        return self._set(event.id, state=StageState.RUNNING, message=text, startedAt=timestamp(self._now()))
 
     def _progress(self, event: StageProgress) -> bool:
         return self._set(
@@ -166,6 +191,37 @@ def decimal(value: float) -> str | None:
 def _names(ref: StageRef) -> tuple[str, ...]:
     """A stage that is done anew for each kind of hardware is told by target; all others serve every target."""
     return tuple(f"{target}.{ref.name}" for target in ref.targets) if "@" in ref.id else (ref.name,)
+
+
+def _searched(search: SearchResult, most: int) -> Json:
+    found: Json = {
+        "trials": len(search.trials),
+        "maxTrials": max(most, len(search.trials)),
+        "stopped": sum(t.state is TrialState.STOPPED for t in search.trials),
+        "message": _text(search.reason),
+        "best": [_point(search.trials[place]) for place in shown_front(search, MOST_POINTS)],
+    }
+    if search.chosen is not None:
+        found["chosen"] = f"trial-{search.chosen}"
+    return found
+
+
+def _point(trial: Trial) -> Json:
+    found: Json = {"name": f"trial-{trial.number}", "values": _text(_settings(trial.values))}
+    slowest = min(trial.measures, key=lambda m: m.latency_ratio or 0.0, default=None)
+    if slowest is not None:
+        found |= _decimals(
+            {
+                "quality": slowest.quality,
+                "sizeRatio": slowest.size_ratio,
+                "latencyRatio": slowest.latency_ratio,
+            }
+        )
+    return found
+
+
+def _settings(values: Iterable[TrialValue]) -> str:
+    return ", ".join(f"{v.stage}.{v.field} {v.value}" for v in values)
 
 
 def _gate(result: GateResult) -> Json:

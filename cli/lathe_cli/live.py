@@ -19,6 +19,9 @@ from lathe_api.events import (
     StageProgress,
     StageStarted,
     StageWaiting,
+    TrialFinished,
+    TrialProgress,
+    TrialStarted,
 )
 from lathe_api.summary import GateResult, StageResult, Verdict
 from lathe_cli import texts
@@ -29,6 +32,8 @@ WIDE: Final = 100
 MIDDLE: Final = 76
 """Columns from which it shows intervals and speed; the final summary shows them always."""
 BAR: Final = 12
+TRIALS: Final = 12
+"""Newest trials of a search that are shown."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ class LiveTable:
         self.rows: dict[str, Row] = {}
         self.gates: list[GateResult] = []
         self.notices: list[str] = []
+        self.trials: list[str] = []
+        self.trying = ""
         self._live = Live(console=self.console, get_renderable=self.render, refresh_per_second=8)
 
     def __enter__(self) -> Self:
@@ -87,6 +94,18 @@ class LiveTable:
                 self.gates.append(event.result)
             case Notice():
                 self.notices.append(event.message)
+            case TrialStarted() | TrialProgress() | TrialFinished():
+                self._try(event)
+
+    def _try(self, event: TrialStarted | TrialProgress | TrialFinished) -> None:
+        match event:
+            case TrialStarted():
+                self.trying = texts.trial_started(event)
+            case TrialProgress():
+                self.trying = f"trial {event.number}, {texts.progress(event.stage)}"
+            case TrialFinished():
+                self.trials.append(texts.trial(event.trial))
+                self.trying = ""
 
     def render(self) -> RenderableType:
         """The current picture: the stages, what the running ones do, notices and verdicts."""
@@ -105,7 +124,12 @@ class LiveTable:
         running = [_text(texts.progress(row.running), "dim") for row in rows if row.running is not None]
         notices = [_text(f"note: {notice}", "yellow") for notice in self.notices]
         verdicts = [_text(texts.verdict(gate), COLORS[gate.verdict]) for gate in self.gates]
-        return Group(table, *running, *notices, *verdicts)
+        searched = [_text(line) for line in self.trials[-TRIALS:]]
+        if len(self.trials) > TRIALS:
+            searched.insert(0, _text(f"… {len(self.trials) - TRIALS} trials before", "dim"))
+        if self.trying:
+            searched.append(_text(self.trying, "dim"))
+        return Group(*searched, *((table,) if rows else ()), *running, *notices, *verdicts)
 
     def _columns(self) -> tuple[str, ...]:
         width = self.console.width

@@ -19,7 +19,7 @@ LARGEST_SEED: Final = 2**31 - 1
 """As in documents."""
 LARGEST_SEGMENT: Final = 99
 EXTRAS: Final = {
-    "optimizers": ("fsspec", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch", "torchao"),
+    "optimizers": ("fsspec", "numpy", "onnx", "onnxruntime", "onnxscript", "optuna", "safetensors", "torch", "torchao"),
     "runtimes": ("google", "grpc", "httptools", "tritonclient", "uvloop"),
     "data": ("PIL", "pyarrow"),
     "cli": ("rich",),

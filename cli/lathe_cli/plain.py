@@ -13,6 +13,9 @@ from lathe_api.events import (
     StageProgress,
     StageStarted,
     StageWaiting,
+    TrialFinished,
+    TrialProgress,
+    TrialStarted,
 )
 from lathe_cli import texts
 
@@ -48,7 +51,8 @@ class Lines:
     def _line(self, event: Event) -> str | None:
         match event:
             case RunPlanned():
-                return f"{event.name}, revision {event.revision}: {', '.join(s.id for s in event.stages)}"
+                stages = ", ".join(s.id for s in event.stages)
+                return f"{event.name}, revision {event.revision}: {stages or 'a search comes first'}"
             case StageStarted():
                 self._told[event.id] = (0.0, self._clock())
                 return f"{event.id}: started" + (", going on from its last epoch" if event.resumed else "")
@@ -58,13 +62,28 @@ class Lines:
                 return self._progress(event)
             case StageFinished() | GateJudged() | Notice():
                 return _ending(event)
+            case TrialStarted() | TrialProgress() | TrialFinished():
+                return self._trial(event)
 
-    def _progress(self, event: StageProgress) -> str | None:
+    def _trial(self, event: TrialStarted | TrialProgress | TrialFinished) -> str | None:
+        match event:
+            case TrialStarted():
+                self._told.clear()
+                return texts.trial_started(event)
+            case TrialProgress():
+                return self._progress(event.stage, of=event.number)
+            case TrialFinished():
+                return texts.trial(event.trial)
+
+    def _progress(self, event: StageProgress, of: int | None = None) -> str | None:
+        if of is not None and event.id not in self._told:
+            # Stages of trials come and go without an event of their own.
+            self._told[event.id] = (0.0, self._clock())
         percent, when = self._told.get(event.id, (0.0, 0.0))
         if event.percent - percent < PERCENT and self._clock() - when < SECONDS:
             return None
         self._told[event.id] = (event.percent, self._clock())
-        return texts.progress(event)
+        return texts.progress(event) if of is None else f"trial {of}, {texts.progress(event)}"
 
 
 def _ending(event: StageFinished | GateJudged | Notice) -> str:

@@ -18,7 +18,7 @@ from lathe_api.summary import Summary, TargetResult, TargetState, Verdict
 from lathe_api.targets import Target
 from lathe_cli import observers, texts
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.run import Publish, RunOptions, execute, preview
+from lathe_optimizers.run import Publish, RunOptions, census, execute, preview
 
 STATUS: Final = {Verdict.PASSED: 0, Verdict.FAILED: 3, Verdict.INCONCLUSIVE: 4}
 
@@ -49,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
         targets=tuple(options.target),
     )
     if options.dry_run:
-        stages = preview(document, settings)
-        sys.stdout.write(json.dumps([asdict(s) for s in stages]) + "\n" if options.json else texts.planned(stages))
+        sys.stdout.write(_plan(document, settings, as_json=options.json))
         return 0
     with observers.chosen(as_json=options.json, plain=options.plain) as observe:
         summary = _execute(document, settings, observe)
@@ -66,6 +65,16 @@ def run(options: argparse.Namespace) -> int:
     elif options.serve != "none":
         print("nothing is served: a gate stands in the way", file=sys.stderr)
     return STATUS[summary.verdict]
+
+
+def _plan(document: OptimizedModel, settings: RunOptions, *, as_json: bool) -> str:
+    """What would be done; of a search the number of its combinations, and the first one's stages."""
+    stages, found = preview(document, settings), census(document, settings)
+    if as_json:
+        listed = [asdict(s) for s in stages]
+        return json.dumps(listed if found is None else {"search": asdict(found), "stages": listed}) + "\n"
+    most = 0 if document.spec.search is None else document.spec.search.max_trials
+    return ("" if found is None else texts.counted(found, most)) + texts.planned(stages)
 
 
 def _document(files: list[Path], name: str | None) -> tuple[OptimizedModel, Path]:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lathe_api.events import StageProgress
+from lathe_api.events import StageProgress, TrialStarted
 from lathe_api.manifest import Estimate, LatencyRatio
+from lathe_api.searchresult import SearchResult, Trial, TrialMeasures, TrialState
 from lathe_api.summary import GateResult, StageResult, Summary, TargetResult, Verdict
 
 if TYPE_CHECKING:
     # Serving works where only the runtimes are installed.
-    from lathe_optimizers.run import PlannedStage
+    from lathe_optimizers.run import Census, PlannedStage
 
 WIDTH: Final = 78
 UNITS: Final = ("B", "kB", "MB", "GB", "TB")
@@ -63,6 +64,35 @@ def planned(stages: "Sequence[PlannedStage]") -> str:
     return "".join(f"{s.id:{width}}  {s.type:9} {', '.join(s.targets)}: {words[s.cached]}\n" for s in stages)
 
 
+def counted(census: "Census", most: int) -> str:
+    """How much a search has before it, as an answer to --dry-run."""
+    if census.possible is None:
+        return f"search: {census.total:,} combinations, of which at most {most} are tried\n"
+    tried = min(most, census.possible)
+    lines = [f"search: {census.total} combinations, {census.possible} possible, at most {tried} are tried"]
+    for reason in census.reasons:
+        lines += _wrapped(f"not possible: {reason}")
+    return "\n".join([*lines, "the first of them:", ""])
+
+
+def trial_started(event: TrialStarted) -> str:
+    """What a trial tries, on one line."""
+    return f"trial {event.number}/{event.most}: " + ", ".join(f"{v.stage}.{v.field} {v.value}" for v in event.values)
+
+
+def trial(result: Trial) -> str:
+    """A trial that has ended, on one line."""
+    if result.state is TrialState.STOPPED:
+        return f"trial {result.number}: stopped at {result.check} after {seconds(result.seconds)}: {result.reason}"
+    shown = [f"{m.target} {_measures(m)}" if len(result.measures) > 1 else _measures(m) for m in result.measures]
+    return f"trial {result.number}: passed after {seconds(result.seconds)}: {'; '.join(shown)}"
+
+
+def _measures(found: TrialMeasures) -> str:
+    speed = "" if found.latency_ratio is None else f", {compared(found.latency_ratio, 'faster', 'slower')}"
+    return f"{found.metric} {found.quality:.4f}, {compared(found.size_ratio, 'smaller', 'larger')}{speed}"
+
+
 def progress(event: StageProgress) -> str:
     """How far a stage is, on one line."""
     epoch = f", epoch {event.epoch}/{event.epochs}" if event.epoch is not None else ""
@@ -99,6 +129,8 @@ def verdict(result: GateResult) -> str:
 def outcome(summary: Summary) -> str:
     """The end of a run."""
     lines = ["", f"{summary.name}: {summary.verdict}  (revision {summary.revision}, seed {summary.seed})"]
+    if summary.search is not None:
+        lines += _searched(summary.search)
     for target in summary.targets:
         lines += ["", f"target {target.name} ({target.hardware}): {target.state}", *_wrapped(target.reason)]
         lines += _overall(target)
@@ -119,6 +151,21 @@ def outcome(summary: Summary) -> str:
         f"{summary.out}/report.html",
     ]
     return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _searched(search: SearchResult) -> Iterable[str]:
+    stopped = sum(t.state is TrialState.STOPPED for t in search.trials)
+    count = len(search.trials)
+    yield ""
+    yield f"search: {count} {'trial' if count == 1 else 'trials'} in {seconds(search.seconds)}, {stopped} stopped early"
+    yield from _wrapped(f"{search.reason}; {search.ended}")
+    taken = search.chosen or search.nearest
+    for item in search.trials:
+        if item.best or item.number == taken:
+            values = ", ".join(f"{v.stage}.{v.field} {v.value}" for v in item.values)
+            mark = "*" if item.number == taken else " "
+            measured = "; ".join(_measures(m) for m in item.measures)
+            yield f" {mark}trial {item.number}: {values}" + (f": {measured}" if measured else "")
 
 
 def _overall(target: TargetResult) -> Iterable[str]:

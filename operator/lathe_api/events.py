@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from lathe_api.base import ApiModel, Digest
+from lathe_api.searchresult import Trial, TrialValue
 from lathe_api.summary import GateResult, StageResult
 
 
@@ -82,5 +83,42 @@ class Notice(ApiModel):
     message: str
 
 
-Event = RunPlanned | StageStarted | StageWaiting | StageProgress | StageFinished | GateJudged | Notice
+class TrialStarted(ApiModel):
+    """A search tries a combination."""
+
+    event: Literal["TrialStarted"] = "TrialStarted"
+    number: int
+    """From 1."""
+    most: int
+    """Trials that the budget allows."""
+    values: tuple[TrialValue, ...]
+
+
+class TrialProgress(ApiModel):
+    """How far a stage of a trial is."""
+
+    event: Literal["TrialProgress"] = "TrialProgress"
+    number: int
+    stage: StageProgress
+
+
+class TrialFinished(ApiModel):
+    """A trial is done, or was stopped early."""
+
+    event: Literal["TrialFinished"] = "TrialFinished"
+    trial: Trial
+
+
+Event = (
+    RunPlanned
+    | StageStarted
+    | StageWaiting
+    | StageProgress
+    | StageFinished
+    | GateJudged
+    | Notice
+    | TrialStarted
+    | TrialProgress
+    | TrialFinished
+)
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])

@@ -37,6 +37,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "less_than_equal": "write at most {le}",
     "int_type": "write a whole number without quotes",
     "int_from_float": "write a whole number",
+    "int_parsing": "write a whole number",
     "int_parsing_size": "write a smaller number",
     "bool_type": "write true or false",
     "model_type": "write a mapping of fields (`name: value`)",
@@ -76,6 +77,13 @@ def unplaced(error: ValidationError, root: type[BaseModel], file: str) -> Iterat
         path: Path = tuple(details["loc"])
         found, remedy = _explain(details, root, path, None)
         yield Problem(file, 0, 0, path_text(path), found, remedy)
+
+
+def remedy(error: ValidationError, root: type[BaseModel], path: Path, text: str) -> str:
+    """What to write instead of `text` at a path of `root`, where the type of the field there raised `error`."""
+    details = _errors(error)[0]
+    node = Scalar(yamltree.Place(0, 0), text, quoted=True)
+    return _explain(details, root, path, node)[1]
 
 
 def placed(problem: Problem, tree: Node, file: str) -> Problem:

@@ -135,6 +135,20 @@ class StageMetrics(ApiModel):
     """Against the original; absent for the original itself."""
 
 
+class MadeRecord(ApiModel):
+    """`made.json`: what one stage made, before it is measured."""
+
+    schema_: Annotated[Literal["lathe.dev/made/v1"], Field(alias="schema")] = "lathe.dev/made/v1"
+    artifact: ArtifactManifest
+    """The result, without predictions."""
+    details: dict[str, JsonValue] = {}
+    """What the pass found and did."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know."""
+    wall_seconds: float
+    peak_memory_bytes: int
+
+
 class StageRecord(ApiModel):
     """`stage.json`: what one stage did, with everything that is needed to do it again."""
 

@@ -11,8 +11,9 @@ from lathe_api.findings import duplicates, refuse
 from lathe_api.gates import Gate
 from lathe_api.objects import ObjectMeta, ObjectRef
 from lathe_api.recipe import Stage
+from lathe_api.search import Search
 from lathe_api.stageorder import stage_findings
-from lathe_api.status import Conditions, GateStatus, Generation, StageStatus, TargetStatus
+from lathe_api.status import Conditions, GateStatus, Generation, SearchStatus, StageStatus, TargetStatus
 from lathe_api.store import Store
 from lathe_api.summary import Verdict
 from lathe_api.targets import Target
@@ -59,6 +60,8 @@ class ModelRevisionSpec(ApiModel):
     """What the model is for."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=32)]
     """The recipe, with references resolved."""
+    search: Search | None = None
+    """Settings of the stages that were tried."""
     gates: Annotated[tuple[Gate, ...], Field(max_length=32)] = ()
     """What the result had to prove."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1, max_length=16)]
@@ -98,6 +101,8 @@ class ModelRevisionStatus(ApiModel):
     """What each gate said."""
     targets: Annotated[tuple[TargetStatus, ...], Field(max_length=16)] = ()
     """What was made for each target."""
+    search: SearchStatus | None = None
+    """How far the search is, and what it found."""
     report: Uri | None = None
     """Where the report is."""
     started_at: Timestamp | None = None

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lathe_api import choices
 from lathe_api.base import API_VERSION, ApiModel
 from lathe_api.data import TASK_METRICS, Data, DataOrigin, ModelSource, Objective
 from lathe_api.datapolicy import DataPolicy
@@ -98,14 +99,9 @@ class OptimizedModelSpec(ApiModel):
             findings += self._metric_fits(goal.metric, "search", "goals", index)
         for index, constraint in enumerate(self.search.constraints):
             findings += self._metric_fits(constraint.metric, "search", "constraints", index)
-        known = [s.name for s in self.recipe.stages]
-        remedy = f"name a stage of the recipe: {', '.join(known)}"
-        findings += [
-            Finding(("search", "choices", index, "stage"), choice.stage, remedy)
-            for index, choice in enumerate(self.search.choices)
-            if known and choice.stage not in known
-        ]
-        return findings
+        stages = self.recipe.stages
+        wrong = choices.findings(self.search.choices, stages) if stages else []
+        return findings + [Finding(("search", "choices", *f.loc), f.found, f.remedy) for f in wrong]
 
     def _metric_fits(self, metric: GateMetric, *at: str | int) -> list[Finding]:
         fitting = TASK_METRICS[self.objective.task]

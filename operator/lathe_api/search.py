@@ -31,6 +31,17 @@ class Choice(ApiModel):
     """What to try, as written in the document; numbers in quotes."""
 
 
+class Sampler(StrEnum):
+    """How the next combination is chosen."""
+
+    TPE = "Tpe"
+    """By what was good so far: tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011)."""
+    GRID = "Grid"
+    """All in the order of the document."""
+    RANDOM = "Random"
+    """Any that was not tried yet."""
+
+
 class Direction(StrEnum):
     """Which end of a metric is best."""
 
@@ -39,12 +50,12 @@ class Direction(StrEnum):
 
 
 class SearchGoal(ApiModel):
-    """What is made best. Results that are best in no goal are dropped; the rest is kept and plotted."""
+    """What is made best. A result is kept and plotted unless another one is at least as good in every goal."""
 
     metric: GateMetric
     """What is measured."""
-    direction: Direction = Direction.MAXIMIZE
-    """Which end is best. Ratios are original / result: larger is better."""
+    direction: Direction | None = None
+    """Which end is best; by default Minimize for rmse and mae, Maximize for all else (ratios are original / result)."""
 
 
 class SearchConstraint(ApiModel):
@@ -70,15 +81,17 @@ class Search(ApiModel):
     choices: Annotated[tuple[Choice, ...], Field(min_length=1, max_length=16)]
     """The settings that vary."""
     goals: Annotated[tuple[SearchGoal, ...], Field(min_length=1, max_length=3)]
-    """What is made best, the first breaking ties."""
+    """What is made best. The first one picks the result; the next ones decide between equals."""
     constraints: Annotated[tuple[SearchConstraint, ...], Field(max_length=8)] = ()
     """What a result must hold to be chosen; the gates hold besides."""
+    sampler: Sampler = Sampler.TPE
+    """How the next combination is chosen."""
     max_trials: Annotated[int, Field(ge=1, le=1000)] = 20
     """Combinations that are tried at the most."""
     parallelism: Annotated[int, Field(ge=1, le=64)] = 1
     """Trials at the same time."""
     timeout: Duration = "24h"
-    """The best result so far is taken after this long."""
+    """No trial is started after this long, over all runs that go on with the search; the best one so far is taken."""
 
     @model_validator(mode="after")
     def _choices_differ(self) -> "Search":

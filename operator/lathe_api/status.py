@@ -204,6 +204,40 @@ class TargetStatus(ApiModel):
     """Why this state."""
 
 
+class SearchPoint(ApiModel):
+    """A trial that is best in something, or the one that is taken."""
+
+    name: Annotated[str, Field(pattern=r"^trial-[0-9]{1,4}$", max_length=10)]
+    """`trial-<number>`."""
+    values: Text
+    """What its settings are, such as `slim.prune.parameters 0.5, int8.quantize.method Static`."""
+    quality: Decimal | None = None
+    """Value of the objective's metric on the evaluation set, of the target that is slowest."""
+    size_ratio: Decimal | None = None
+    """Bytes of the original / bytes of the result."""
+    latency_ratio: Decimal | None = None
+    """Time of the original / time of the result."""
+
+
+class SearchStatus(ApiModel):
+    """How far a search is, and what it found."""
+
+    trials: Count
+    """Trials that are done."""
+    max_trials: Count
+    """Trials that the budget allows."""
+    stopped: Count = 0
+    """Trials that failed a check early."""
+    trying: Text | None = None
+    """What is being tried."""
+    chosen: Annotated[str | None, Field(max_length=10)] = None
+    """The trial that is taken, as `trial-<number>`."""
+    message: Text | None = None
+    """Why that one; or which came nearest, where none passed."""
+    best: Annotated[tuple[SearchPoint, ...], Field(max_length=16)] = ()
+    """The Pareto front by the goals, thinned where it is longer."""
+
+
 class Best(ApiModel):
     """The best revision so far."""
 
@@ -372,6 +406,8 @@ class OptimizedModelStatus(ApiModel):
     """Who gets how much."""
     best: Best | None = None
     """The best revision so far."""
+    search: SearchStatus | None = None
+    """The search of the newest revision."""
     url: Uri | None = None
     """Where the model answers."""
     targets: Annotated[tuple[TargetStatus, ...], Field(max_length=16)] = ()

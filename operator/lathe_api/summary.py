@@ -8,6 +8,7 @@ from pydantic import Field
 from lathe_api.base import ApiModel, Digest
 from lathe_api.gates import GateMetric
 from lathe_api.manifest import LatencyRatio, StageMetrics
+from lathe_api.searchresult import SearchResult
 from lathe_api.targets import Hardware, Serving
 
 SUMMARY_SCHEMA: Final = "lathe.dev/summary/v1"
@@ -133,3 +134,5 @@ class Summary(ApiModel):
     stages_run: int
     seconds: float
     targets: tuple[TargetResult, ...]
+    search: SearchResult | None = None
+    """What was tried before, where the document searches."""

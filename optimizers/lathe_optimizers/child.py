@@ -15,17 +15,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from lathe_api.data import DataSource
-from lathe_api.manifest import ArtifactManifest, Role, StageRecord
+from lathe_api.manifest import ArtifactManifest, Blob, MadeRecord, Role, StageMetrics, StageRecord
 from lathe_optimizers import hardware, locations, wire
 from lathe_optimizers.context import Artifact, PassContext, PassOutput, Progress
 from lathe_optimizers.datasets import check_against_model, open_datasets
 from lathe_optimizers.errors import InputError, LatheError, StageError, StoreError
 from lathe_optimizers.passes import registry
-from lathe_optimizers.request import StageRequest
+from lathe_optimizers.request import Purpose, StageRequest
 from lathe_optimizers.store import Store
 
 PASS_SHARE: Final = 0.9
@@ -66,19 +67,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def perform(
     request: StageRequest, store: Store, tell: Callable[[wire.Message], None], *, publish: bool = True
-) -> StageRecord:
-    """Do one stage.
+) -> StageRecord | None:
+    """Do one stage; None where it is not measured, or a trial was stopped.
 
     Raises:
         LatheError: see `runner.run_stage`.
     """
-    started = time.monotonic()
     with store.workdir() as workdir:
         try:
             context = _context(request, store, workdir, tell)
-            output = registry.load(request.type)(context)
+            made = store.made(request.key) if publish else None
+            if made is None:
+                made = _make(request, store, context)
+                if publish and request.purpose is not Purpose.FINISH:
+                    store.write_made(request.key, made)
+            if request.purpose is Purpose.MAKE:
+                return None
             tell(wire.Message(fraction=PASS_SHARE, step="measure"))
-            record = _record(request, store, context, output, started)
+            found = _measured(request, store, context, made, tell)
         except OSError as error:
             _explain_full_disk(error, workdir)
             raise
@@ -87,8 +93,12 @@ def perform(
             if shutil.disk_usage(workdir).free < 1 << 20:
                 raise StoreError(f"{workdir}: no space left on the device. Free some space") from error
             raise
+        if found is None:
+            return None
+        record = _record(request, store, made, found)
     if publish:
-        store.write_request(request.key, request.model_dump_json(by_alias=True, indent=2))
+        asked = request.model_copy(update={"purpose": Purpose.FINISH, "checks": None})
+        store.write_request(request.key, asked.model_dump_json(by_alias=True, indent=2))
         store.publish(record)
     return record
 
@@ -140,32 +150,71 @@ def _artifact(manifest: ArtifactManifest | None, store: Store) -> Artifact | Non
     return Artifact(manifest, {role: store.get(blob) for role, blob in manifest.files.items()})
 
 
-def _record(
-    request: StageRequest, store: Store, context: PassContext, output: PassOutput, started: float
-) -> StageRecord:
-    import numpy as np
+def _make(request: StageRequest, store: Store, context: PassContext) -> MadeRecord:
+    """Do the pass."""
+    from lathe_optimizers.passes import onnx_files
 
-    from lathe_optimizers.passes import measure, onnx_files
-
+    started = time.monotonic()
+    output = registry.load(request.type)(context)
     onnx = output.onnx if output.onnx is not None else _measurable(context, output)
     signature = onnx_files.read_signature(onnx)
     if request.stage is None:
         check_against_model(context.data, signature, context.objective)
-    answer = measure.measure(
-        onnx,
-        data=context.data.evaluation,
-        objective=context.objective,
-        baseline=context.original.files[Role.ONNX] if context.original is not None else None,
-        threads=request.threads,
-        latency_batch=LATENCY_BATCH,
-        latency_seconds=LATENCY_SECONDS,
-        seed=request.seed,
-    )
-    predictions = context.workdir / "predictions.npy"
-    np.save(predictions, answer.answers, allow_pickle=False)
-    files = {Role.ONNX: store.put(onnx), Role.PREDICTIONS: store.put(predictions)}
+    files = {Role.ONNX: store.put(onnx)}
     if output.program is not None:
         files[Role.PROGRAM] = store.put(output.program)
+    return MadeRecord(
+        artifact=ArtifactManifest(files=files, signature=signature, exported=output.exported),
+        details=dict(output.details),
+        warnings=output.warnings,
+        wall_seconds=time.monotonic() - started,
+        peak_memory_bytes=_peak_memory(),
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    metrics: StageMetrics
+    predictions: Blob
+    seconds: float
+
+
+def _measured(
+    request: StageRequest, store: Store, context: PassContext, made: MadeRecord, tell: Callable[[wire.Message], None]
+) -> _Found | None:
+    """Measure what was made; None where a trial was stopped."""
+    import numpy as np
+
+    from lathe_optimizers.passes import measure
+
+    started = time.monotonic()
+    onnx = store.get(made.artifact.files[Role.ONNX])
+    if request.checks is not None:
+        from lathe_optimizers.search.ladder import Ladder
+
+        ladder = Ladder(request.checks, onnx, context, store)
+        answer = ladder.climb(latency_batch=LATENCY_BATCH, latency_seconds=LATENCY_SECONDS)
+        tell(wire.Message(stopped=ladder.stopped, spent=ladder.spent))
+        if answer is None:
+            return None
+    else:
+        answer = measure.measure(
+            onnx,
+            data=context.data.evaluation,
+            objective=context.objective,
+            baseline=context.original.files[Role.ONNX] if context.original is not None else None,
+            threads=request.threads,
+            latency_batch=LATENCY_BATCH,
+            latency_seconds=LATENCY_SECONDS,
+            seed=request.seed,
+        )
+    predictions = context.workdir / "predictions.npy"
+    np.save(predictions, answer.answers, allow_pickle=False)
+    return _Found(answer.metrics, store.put(predictions), time.monotonic() - started)
+
+
+def _record(request: StageRequest, store: Store, made: MadeRecord, found: _Found) -> StageRecord:
+    files = made.artifact.files | {Role.PREDICTIONS: found.predictions}
     return StageRecord(
         name=request.name,
         type=request.type,
@@ -176,14 +225,18 @@ def _record(
         hardware=request.hardware,
         versions=request.versions,
         threads=request.threads,
-        artifact=ArtifactManifest(files=files, signature=signature, exported=output.exported),
-        metrics=answer.metrics,
-        details=dict(output.details) | {"machine": dict(hardware.facts())},
-        warnings=output.warnings,
-        wall_seconds=time.monotonic() - started,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        artifact=made.artifact.model_copy(update={"files": files}),
+        metrics=found.metrics,
+        details=made.details | {"machine": dict(hardware.facts())},
+        warnings=made.warnings,
+        wall_seconds=made.wall_seconds + found.seconds,
+        peak_memory_bytes=max(made.peak_memory_bytes, _peak_memory()),
         reproduce=tuple(f"python -m lathe_optimizers.child --store {store.uri} --key {request.key} --check".split()),
     )
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _measurable(context: PassContext, output: PassOutput) -> Path:
@@ -222,6 +275,8 @@ def _read_request(path: Path | None, key: str | None, store: Store) -> StageRequ
 def _check(request: StageRequest, store: Store) -> int:
     known = store.record(request.key)
     again = perform(request, store, lambda _: None, publish=False)
+    if again is None:
+        raise StoreError(f"the store {store.uri} holds a request that measures nothing. Run again to make it anew")
     same = known is not None and _content(known) == _content(again)
     for role, digest in _content(again).items():
         was = _content(known).get(role) if known is not None else None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lathe_api.manifest import Role
+from lathe_api.searchresult import SearchResult
 from lathe_api.summary import (
     GateResult,
     Overall,
@@ -117,6 +118,7 @@ def summary(
     store: str,
     out: str,
     seconds: float,
+    search: SearchResult | None = None,
 ) -> Summary:
     """The result of a run."""
     stages = {s.key: s for t in targets for s in t.stages}
@@ -133,6 +135,7 @@ def summary(
         stages_run=sum(not s.cached for s in stages.values()),
         seconds=seconds,
         targets=targets,
+        search=search,
     )
 
 

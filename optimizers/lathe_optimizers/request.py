@@ -1,11 +1,13 @@
 """What a stage's process is asked to do: self-contained, so that any machine that reaches the store can do it."""
 
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from lathe_api.base import ApiModel, Digest
 from lathe_api.data import Data, ModelSource, Objective
+from lathe_api.gates import Gate
 from lathe_api.manifest import ArtifactManifest
 from lathe_api.recipe import Stage
 from lathe_api.targets import Hardware
@@ -19,6 +21,30 @@ class PinnedLocation(ApiModel):
 
     uri: str
     digest: Digest
+
+
+class Purpose(StrEnum):
+    """How much of a stage is wanted."""
+
+    FINISH = "Finish"
+    """The result, fully measured."""
+    MAKE = "Make"
+    """The result, not measured: a stage on the way of a trial."""
+    TRY = "Try"
+    """As Finish, but given up at the first check that fails."""
+
+
+class TrialChecks(ApiModel):
+    """What a trial is checked by, where gates speak."""
+
+    target: str
+    """Name of a target, for the verdicts."""
+    gates: tuple[Gate, ...]
+    """That speak after this stage."""
+    original: Digest
+    """Key of the import's record."""
+    previous: Digest | None = None
+    """Key of the record of the stage before, where it has one."""
 
 
 class StageRequest(ApiModel):
@@ -47,3 +73,6 @@ class StageRequest(ApiModel):
     hardware: Hardware
     threads: int
     versions: dict[str, str]
+    purpose: Purpose = Purpose.FINISH
+    checks: TrialChecks | None = None
+    """Of purpose Try."""

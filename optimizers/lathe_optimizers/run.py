@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from lathe_api.gates import OnFail
 from lathe_api.manifest import Role, StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Stage
+from lathe_api.searchresult import SearchResult
 from lathe_api.summary import Summary, TargetResult
 from lathe_api.targets import Target
 from lathe_optimizers import hardware, judging, locations, outcome, plan, quality, runfolder, versions
@@ -21,6 +22,9 @@ from lathe_optimizers.datasets.sources import targets
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import registry
 from lathe_optimizers.report import render
+from lathe_optimizers.search.driver import Found, checked, key_of, run_search
+from lathe_optimizers.search.space import Candidate, Census, Space
+from lathe_optimizers.search.trials import Ground
 from lathe_optimizers.stages import Done, Inputs, Stages
 from lathe_optimizers.store import Store
 
@@ -74,7 +78,13 @@ def execute(
         LatheError: the document or its files cannot be used, a stage failed, or the disk is full. The run folder is
             then as it was before; finished stages stay in the store.
     """
-    return _Run(document, options, observe).execute(publish)
+    if document.spec.search is None:
+        return _Run(document, options, observe).execute(publish)
+    started = time.monotonic()
+    found = _Searching(document, options, observe).found()
+    run = _Run(found.candidate.document, options, observe)
+    run.started, run.search = started, found.result
+    return run.execute(publish)
 
 
 def preview(document: OptimizedModel, options: RunOptions) -> tuple[PlannedStage, ...]:
@@ -83,7 +93,20 @@ def preview(document: OptimizedModel, options: RunOptions) -> tuple[PlannedStage
     Raises:
         LatheError: the document or its files cannot be used.
     """
+    if document.spec.search is not None:
+        document = _Searching(document, options, lambda _: None).first()
     return _Run(document, options, lambda _: None).preview()
+
+
+def census(document: OptimizedModel, options: RunOptions) -> Census | None:
+    """How many combinations a document's search has; None where it searches nothing.
+
+    Raises:
+        LatheError: the document or its files cannot be used, or no combination is possible.
+    """
+    if document.spec.search is None:
+        return None
+    return checked(_Searching(document, options, lambda _: None).space)
 
 
 class _Run:
@@ -112,6 +135,7 @@ class _Run:
         self.inputs = Inputs(document, self.places, self.seed, versions.lock(), hardware.host_class())
         self.digests = locations.digests(self.places)
         self.revision = options.revision or plan.revision_of(document, self.digests, self.seed)
+        self.search: SearchResult | None = None
         self._known_truth: Array | None = None
 
     def preview(self) -> tuple[PlannedStage, ...]:
@@ -144,18 +168,28 @@ class _Run:
         for progress in going:
             progress.add(done, outcome.stage_result(done, progress.target.name))
             answers = {d.record.name: self._answers(d) for d in progress.done} if due else {}
-            truth = self._truth() if due else np.empty(0)
+            truth = self.truth() if due else np.empty(0)
             for gate, verdict in zip(due, judging.judge_all(due, progress, answers, truth, self.seed), strict=True):
                 progress.judge(verdict, stops=judging.stops(gate, verdict.verdict))
                 self.observe(GateJudged(result=verdict))
 
-    def _answers(self, done: Done) -> Path:
-        return self.store.get(done.record.artifact.files[Role.PREDICTIONS])
+    def check_before_work(self) -> None:
+        """Find out what would end every stage: a store that cannot be written, data that cannot be used."""
+        self.store.check()
+        data = self._open()
+        for warning in check_data(data, self.document.spec.objective):
+            self.observe(Notice(message=warning))
+        # A copy, as a view would keep all of the data.
+        self._known_truth = targets(data.evaluation).copy()
 
-    def _truth(self) -> Array:
+    def truth(self) -> Array:
+        """Targets of the evaluation set."""
         if self._known_truth is None:
             self._known_truth = targets(self._open().evaluation).copy()
         return self._known_truth
+
+    def _answers(self, done: Done) -> Path:
+        return self.store.get(done.record.artifact.files[Role.PREDICTIONS])
 
     def _finish(self, folder: Path, progress: dict[str, outcome.Progress], publish: Publish | None) -> Summary:
         results, records, confusion = [], {}, {}
@@ -175,7 +209,7 @@ class _Run:
                     result = publish(folder, target, result, last)
             objective = self.document.spec.objective
             first, final = self._answers(state.done[0]), self._answers(state.done[-1])
-            confusion[target.name] = judging.confusion_of(objective, first, final, self._truth())
+            confusion[target.name] = judging.confusion_of(objective, first, final, self.truth())
             results.append(result)
         summary = outcome.summary(
             self.document.metadata.name,
@@ -185,6 +219,7 @@ class _Run:
             store=self.store.uri,
             out=str(self.options.out),
             seconds=time.monotonic() - self.started,
+            search=self.search,
         )
         text = summary.model_dump_json(by_alias=True, indent=2) + "\n"
         (folder / "report.html").write_text(render(summary, records, confusion=confusion), encoding="utf-8")
@@ -194,22 +229,14 @@ class _Run:
     def _target_result(self, state: outcome.Progress) -> TargetResult:
         metric = self.document.spec.objective.metric
         first, last = (
-            quality.answered(metric, judging.load_answers(self._answers(d)), self._truth())
+            quality.answered(metric, judging.load_answers(self._answers(d)), self.truth())
             for d in (state.done[0], state.done[-1])
         )
         drop = quality.drop(first, last, seed=self.seed)
         return outcome.target_result(state, drop, complete=self.options.until is None)
 
     def _stages(self) -> Stages:
-        return Stages(self.inputs, self.store, self._check_before_work, self.observe)
-
-    def _check_before_work(self) -> None:
-        self.store.check()
-        data = self._open()
-        for warning in check_data(data, self.document.spec.objective):
-            self.observe(Notice(message=warning))
-        # A copy, as a view would keep all of the data.
-        self._known_truth = targets(data.evaluation).copy()
+        return Stages(self.inputs, self.store, self.check_before_work, self.observe)
 
     def _open(self) -> Datasets:
         """The data sets; not kept, as a stage's process needs the memory that they take."""
@@ -218,6 +245,60 @@ class _Run:
             lambda field, _: locations.fetch(self.places[field], field, self.store),
             self.seed,
         )
+
+
+class _Searching:
+    """The search of a document. Raises on construction what is wrong with the document and its files."""
+
+    def __init__(self, document: OptimizedModel, options: RunOptions, observe: Callable[[Event], None]) -> None:
+        if options.until is not None:
+            raise InputError("--until", "a search compares whole recipes", "Leave it out, or leave spec.search out")
+        self.document = document
+        # The recipe as it is written stands for what all trials share: data, targets, the import.
+        self.base = _Run(document, options, observe)
+        self.space = Space(document, _available)
+        self._checked = False
+
+    def first(self) -> OptimizedModel:
+        """The first combination that is possible."""
+        checked(self.space)
+        return next(c.document for c in self.space if isinstance(c, Candidate))
+
+    def found(self) -> Found:
+        """Search.
+
+        Raises:
+            LatheError: nothing can be tried, or the store cannot be used.
+        """
+        base = self.base
+        ground = Ground(
+            search=self.space.search,
+            targets=base.able,
+            store=base.store,
+            inputs=self._inputs,
+            before_work=self._check_once,
+            truth=base.truth,
+            observe=base.observe,
+        )
+        decided: dict[str, object] = {
+            "seed": base.seed,
+            "versions": dict(base.inputs.versions),
+            "host": base.inputs.host,
+            "targets": _names(base.able),
+        }
+        name = self.document.metadata.name
+        base.observe(RunPlanned(name=name, revision=base.revision, stages=(), inputs=base.digests))
+        key = key_of(self.document, base.digests, decided)
+        return run_search(ground, self.space, key, base.seed)
+
+    def _inputs(self, candidate: Candidate) -> Inputs:
+        """What decides the results of a combination; all read the same files."""
+        return replace(self.base.inputs, document=candidate.document)
+
+    def _check_once(self) -> None:
+        if not self._checked:
+            self.base.check_before_work()
+            self._checked = True
 
 
 def _available(document: OptimizedModel) -> tuple[Stage, ...]:
@@ -257,4 +338,4 @@ def _names(targets: tuple[Target, ...]) -> tuple[str, ...]:
     return tuple(t.name for t in targets)
 
 
-__all__ = ["PlannedStage", "Publish", "RunOptions", "execute", "preview"]
+__all__ = ["Census", "PlannedStage", "Publish", "RunOptions", "census", "execute", "preview"]

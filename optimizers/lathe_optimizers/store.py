@@ -4,7 +4,9 @@
 
     blobs/sha256/ab/ab12…        files named by their own digest
     stages/<key>/request.json    what was asked for
+    stages/<key>/made.json       what a stage made for a trial of a search, before it was measured
     stages/<key>/stage.json      the record; written last, so that its presence proves that its blobs are whole
+    searches/<key>/journal.log   the trials of a search
     checkpoints/<key>/<slot>     state of a stage that trains, between epochs
     locks/<key>                  held while a stage is done (local stores only)
 
@@ -26,7 +28,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from lathe_api.manifest import Blob, StageRecord
+from lathe_api.manifest import ArtifactManifest, Blob, MadeRecord, StageRecord
 from lathe_optimizers import files
 from lathe_optimizers.errors import InputError, StoreError
 from lathe_optimizers.places import LocalPlace, Place, RemotePlace
@@ -114,9 +116,27 @@ class Store:
             record = StageRecord.model_validate_json(data)
         except ValidationError:
             return None  # written by another version, or damaged: the stage is done again
-        blobs = record.artifact.files.values()
-        intact = all(self.place.has(_blob_name(b.digest), b.digest, b.size) for b in blobs)
-        return record if intact and record.key == key else None
+        return record if self._is_whole(record.artifact) and record.key == key else None
+
+    def made(self, key: str) -> MadeRecord | None:
+        """What a stage made that was not measured to the end, if every file of it is whole."""
+        data = self.place.read(f"stages/{_key(key)}/made.json")
+        if data is None:
+            return None
+        try:
+            made = MadeRecord.model_validate_json(data)
+        except ValidationError:
+            return None
+        return made if self._is_whole(made.artifact) else None
+
+    def write_made(self, key: str, made: MadeRecord) -> None:
+        """Keep what a stage made; its blobs must be there. Its checkpoints are dropped."""
+        self.place.write(f"stages/{_key(key)}/made.json", made.model_dump_json(by_alias=True, indent=2).encode())
+        self.place.drop(f"checkpoints/{_key(key)}")
+
+    def _is_whole(self, artifact: ArtifactManifest) -> bool:
+        blobs = artifact.files.values()
+        return all(self.place.has(_blob_name(b.digest), b.digest, b.size) for b in blobs)
 
     def publish(self, record: StageRecord) -> None:
         """Write a stage's record; its blobs must be there. Its checkpoints are dropped."""

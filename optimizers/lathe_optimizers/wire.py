@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from lathe_api.base import ApiModel
+from lathe_api.searchresult import TrialCheck
 from lathe_optimizers import errors
 
 
@@ -25,8 +26,17 @@ class Failure(ApiModel):
     remedy: str = ""
 
 
+class Stopped(ApiModel):
+    """The check that ended a trial."""
+
+    check: TrialCheck
+    reason: str
+    missed_by: float | None = None
+    """How far the bound was missed, as a share of it."""
+
+
 class Message(ApiModel):
-    """One line: progress or a failure."""
+    """One line: progress, a failure, or how far a trial came."""
 
     fraction: float | None = None
     step: str = ""
@@ -34,6 +44,9 @@ class Message(ApiModel):
     epochs: int | None = None
     loss: float | None = None
     failure: Failure | None = None
+    stopped: Stopped | None = None
+    spent: dict[TrialCheck, float] | None = None
+    """Seconds that a trial spent on each check."""
 
 
 def failure_of(error: errors.LatheError) -> Failure:

@@ -280,3 +280,29 @@ def test_a_stage_that_the_kernel_ends_is_explained_with_the_limit(pod, container
     assert "because the container reached its limit of 300 MiB of memory. Raise the stage's `resources.memory`" in (
         pod.reason
     )
+
+
+def test_a_search_is_done_by_one_job_and_goes_on_in_the_next_pod(tmp_path):
+    searched = make_pod(tmp_path / "pod")
+    document = spec() | {
+        "search": {
+            "choices": [{"stage": "int8", "field": "quantize.method", "values": ["Static", "WeightOnly8", "Float16"]}],
+            "goals": [{"metric": "sizeRatio"}],
+            "sampler": "Grid",
+        }
+    }
+    searched.give(revision_of(document, "vision"))
+    try:
+        process = searched.start(0)
+        for line in process.stdout:
+            if line.startswith("trial 2/"):
+                process.kill()
+                break
+        process.communicate(timeout=60)
+        done = searched.run(0)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "the search goes on after 1 trial of an earlier run" in done.stdout
+        assert "trial 1/" not in done.stdout
+        assert "pvc://lathe-store/kept/repositories/patterns-" in done.stdout
+    finally:
+        searched.end()

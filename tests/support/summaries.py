@@ -3,6 +3,8 @@
 from lathe_api.data import Metric, Task
 from lathe_api.gates import GateMetric
 from lathe_api.manifest import Blob, Estimate, Kernels, LatencyRatio, StageMetrics, StageRecord
+from lathe_api.search import Sampler
+from lathe_api.searchresult import SearchResult, Trial, TrialMeasures, TrialState
 from lathe_api.summary import GateResult, Overall, StageResult, Summary, TargetResult, TargetState, Verdict
 from lathe_api.targets import Hardware
 from support.records import stage_record
@@ -145,3 +147,45 @@ def records(result: Summary, **changes) -> dict[str, StageRecord]:
         for t in result.targets
         for s in t.stages
     }
+
+
+def trial(number: int = 1, **changes) -> Trial:
+    """A trial that passed, or was stopped."""
+    measures = TrialMeasures(
+        target="cpu",
+        metric="accuracy",
+        quality=0.9,
+        size_ratio=4.0,
+        parameter_ratio=1.0,
+        int8_coverage=1.0,
+        latency_ratio=2.0,
+        noise_floor=0.01,
+    )
+    passed = changes.get("state", TrialState.PASSED) is TrialState.PASSED
+    fields = {
+        "number": number,
+        "values": (),
+        "state": TrialState.PASSED,
+        "reason": f"the reason of trial {number}",
+        "seconds": 2.0,
+        "goals": (4.0,) if passed else (),
+        "measures": (measures,) if passed else (),
+    }
+    return Trial(**fields | changes)
+
+
+def search(trials: tuple[Trial, ...], chosen: int | None = None, **changes) -> SearchResult:
+    """A search that took a trial."""
+    fields = {
+        "sampler": Sampler.TPE,
+        "combinations": 50,
+        "possible": 49,
+        "impossible": ("a reason",),
+        "goals": ("Maximize sizeRatio",),
+        "trials": trials,
+        "chosen": chosen,
+        "reason": f"trial {chosen} is best",
+        "ended": "the budget is used up",
+        "seconds": 12.0,
+    }
+    return SearchResult(**fields | changes)

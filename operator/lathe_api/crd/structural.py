@@ -19,7 +19,9 @@ Json = dict[str, Any]
 _KEYS: Final = ("name", "type", "revision", "field")
 """By which of its fields an entry of a list is known, the first that every entry has."""
 _KEYED: Final = frozenset({"InputField", "Gate", "Target", "Stage", "Trigger", "DriftTest", "Condition", "StageStatus"})
-_KEYED_STATUS: Final = frozenset({"GateStatus", "TargetStatus", "TrafficShare", "ResolvedInput", "DriftStatus"})
+_KEYED_STATUS: Final = frozenset(
+    {"GateStatus", "SearchPoint", "TargetStatus", "TrafficShare", "ResolvedInput", "DriftStatus"}
+)
 _COPIED: Final = ("enum", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties")
 
 

@@ -46,7 +46,7 @@ def build(model: OptimizedModel, revision: Json, observed: Observed, settings: S
         return Part((_read(revision), true(_DOING, "StagesDone")), "", done=True)
     if failed := _given_up(revision):
         return _stuck(revision, failed)
-    found = segments(model.spec.recipe.stages, model.spec.model.format)
+    found = segments(model.spec.recipe.stages, model.spec.model.format, model.spec.search)
     segment = next(s for s in found if not is_done(s, revision))
     before = find(observed.jobs, names.job(name_of(revision), segment.index - 1))
     if before is not None and not _ended(before):
@@ -68,6 +68,9 @@ def superseded(revision_name: str, observed: Observed) -> tuple[Ref, ...]:
 
 def progress(revision: Json, model: OptimizedModel, segment: Segment | None = None) -> str:
     """How far the work is, for the one column: `Optimizing student 41 % (2m)`, `Optimizing int8 (3 of 4)`."""
+    searched: Json = dig(revision, "status", "search", default={})
+    if searched and searched.get("chosen") is None:
+        return f"Searching ({searched.get('trials', 0)} of {searched.get('maxTrials', 0)} trials)"
     order = known_stage_names(model.spec.recipe.stages)
     stages: list[Json] = dig(revision, "status", "stages", default=[])
     running = next((s for s in stages if s.get("state") == "Running"), None)

@@ -33,6 +33,8 @@ def hash_of(model: OptimizedModel) -> str:
             ],
             "seed": spec.seed,
             "store": spec.store,
+            # Without a search as it was before there were any: revisions keep their names.
+            **({} if spec.search is None else {"search": spec.search}),
         }
     )
 
@@ -53,6 +55,7 @@ def revision(model: OptimizedModel, raw: Json) -> Json:
         data=model.spec.data,
         objective=model.spec.objective,
         stages=model.spec.recipe.stages,
+        search=model.spec.search,
         gates=model.spec.gates,
         targets=model.spec.targets,
         seed=model.spec.seed,

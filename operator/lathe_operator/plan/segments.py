@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lathe_api.base import seconds
+from lathe_api.base import number, seconds
 from lathe_api.data import ModelFormat
 from lathe_api.recipe import PruneMethod, QuantizeMethod, Stage, StageResources, StageType
+from lathe_api.search import Search
 from lathe_api.stageorder import EXPORT_STAGE, IMPORT_STAGE
 from lathe_operator.plan.observed import Json, dig
 
@@ -29,8 +30,13 @@ class Segment:
     """Whether the image without torch cannot do it."""
 
 
-def segments(stages: Sequence[Stage], model_format: ModelFormat) -> tuple[Segment, ...]:
-    """The segments of a recipe. The import goes with the first stage, an appended export with the last."""
+def segments(stages: Sequence[Stage], model_format: ModelFormat, search: Search | None = None) -> tuple[Segment, ...]:
+    """The segments of a recipe. The import goes with the first stage, an appended export with the last.
+
+    A search is one segment: its trials go through all stages, with as much as the largest stage needs.
+    """
+    if search is not None:
+        return (_searching(stages, search),)
     groups: list[list[Stage]] = []
     for stage in stages:
         if groups and groups[-1][0].resources == stage.resources:
@@ -56,6 +62,30 @@ def segments(stages: Sequence[Stage], model_format: ModelFormat) -> tuple[Segmen
             )
         )
     return tuple(found)
+
+
+def _searching(stages: Sequence[Stage], search: Search) -> Segment:
+    """A trial may begin just before the time is up; afterwards the chosen recipe is done as any other."""
+    names = [IMPORT_STAGE, *(s.name for s in stages)]
+    if not any(s.type is StageType.EXPORT for s in stages):
+        names.append(EXPORT_STAGE)
+    once = sum(seconds(s.timeout) for s in stages)
+    return Segment(
+        index=0,
+        stages=tuple(names),
+        resources=StageResources(
+            cpu=_largest([s.resources.cpu for s in stages]), memory=_largest([s.resources.memory for s in stages])
+        ),
+        seconds=IMPORT_SECONDS + seconds(search.timeout) + 2 * once,
+        last=True,
+        needs_torch=True,
+    )
+
+
+def _largest(quantities: Sequence[str | None]) -> str | None:
+    """None where a stage has no limit."""
+    known = [q for q in quantities if q is not None]
+    return max(known, key=number) if len(known) == len(quantities) else None
 
 
 def is_done(segment: Segment, revision: Json) -> bool:

@@ -64,6 +64,9 @@ def status(
         "observedRevision": revision_name,
         "targets": [_target(t, revision, rollout, observed, settings) for t in model.spec.targets],
     }
+    searched = dig(revision, "status", "search") if revision is not None else None
+    if searched is not None:
+        found["search"] = searched
     serving = _serving(rollout, dig(raw, "status", "servingRevision"))
     if serving is not None:
         found |= {"servingRevision": serving, "traffic": [{"revision": serving, "weight": 100}]}

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from lathe_api.data import Objective
-from lathe_api.manifest import StageMetrics
+from lathe_api.manifest import Estimate, LatencyRatio, StageMetrics
 from lathe_optimizers import quality
 from lathe_optimizers.context import Array, Dataset, batches
 from lathe_optimizers.datasets.sources import targets
@@ -54,29 +54,46 @@ def measure(
     Raises:
         InputError: an answer is NaN or infinite.
     """
-    answers = predict(onnx, data, threads=threads)
+    answers = checked(predict(onnx, data, threads=threads))
+    latency = None
+    if baseline is not None:
+        latency = timed(onnx, baseline, data, batch=latency_batch, budget_seconds=latency_seconds)
+    found = quality.estimate(quality.answered(objective.metric, answers, targets(data)), seed)
+    return Measurement(metrics_of(onnx, objective, found, latency), answers)
+
+
+def checked(answers: Array) -> Array:
+    """The answers, all of which are finite.
+
+    Raises:
+        InputError: an answer is NaN or infinite.
+    """
     if not np.isfinite(answers).all():
         row = int((~np.isfinite(answers)).reshape(len(answers), -1).any(1).argmax())
         raise InputError(
             "spec.data.evaluation", f"the model answers NaN or infinity to sample {row}", "Check the model's weights"
         )
-    truth = targets(data)
+    return answers
+
+
+def timed(onnx: Path, baseline: Path, data: Dataset, *, batch: int, budget_seconds: float) -> LatencyRatio:
+    """Paired latency on one thread, so that it compares between machines."""
+    return latency_ratio(baseline, onnx, _feed(onnx, data, batch), threads=1, budget_seconds=budget_seconds)
+
+
+def metrics_of(onnx: Path, objective: Objective, found: Estimate, latency: LatencyRatio | None) -> StageMetrics:
+    """What the file tells, beside what was measured."""
     elements, zeros = onnx_files.weight_counts(onnx)
-    latency = None
-    if baseline is not None:
-        feed = _feed(onnx, data, latency_batch)
-        latency = latency_ratio(baseline, onnx, feed, threads=1, budget_seconds=latency_seconds)
-    metrics = StageMetrics(
+    return StageMetrics(
         metric=objective.metric,
         task=objective.task,
-        quality=quality.estimate(quality.answered(objective.metric, answers, truth), seed),
+        quality=found,
         size_bytes=onnx.stat().st_size,
         parameters=elements,
         zeros=zeros,
         kernels=count_kernels(onnx),
         latency=latency,
     )
-    return Measurement(metrics, answers)
 
 
 def predict(onnx: Path, data: Dataset, *, batch: int = BATCH, threads: int = 1) -> Array:

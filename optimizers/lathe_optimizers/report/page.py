@@ -8,7 +8,7 @@ from importlib.resources import files
 from lathe_api.manifest import StageRecord
 from lathe_api.summary import Summary, TargetResult, TargetState, Verdict
 from lathe_optimizers.report import target as sections
-from lathe_optimizers.report import words
+from lathe_optimizers.report import trials, words
 from lathe_optimizers.report.markup import NOTHING, Html, h, text
 from lathe_optimizers.report.tables import pairs, table
 
@@ -55,6 +55,7 @@ def render(
                 sections.section(target, records, confusion.get(target.name), number)
                 for number, target in enumerate(summary.targets, 1)
             ),
+            trials.section(summary.search) if summary.search is not None else NOTHING,
             _provenance(summary, records),
         ),
     )

@@ -16,8 +16,11 @@ from lathe_api.events import (
     StageRef,
     StageStarted,
     StageWaiting,
+    TrialFinished,
+    TrialStarted,
 )
 from lathe_api.modelrevision import ModelRevisionStatus
+from lathe_api.searchresult import TrialCheck, TrialState, TrialValue
 from lathe_api.summary import TargetState, Verdict
 from lathe_cli.jobstatus import JobStatus, decimal, is_final
 
@@ -209,3 +212,29 @@ def test_the_end_is_told_once_nothing_is_left_to_do(states, last, final):
 )
 def test_a_number_is_written_as_the_api_takes_it(value, text):
     assert decimal(value) == text
+
+
+def test_a_search_tells_how_far_it_is_and_in_the_end_the_front_with_the_chosen_trial():
+    found = job("import", "slim", sources=SOURCES)
+    values = (TrialValue(stage="slim", field="prune.parameters", value="0.5"),)
+    found.see(RunPlanned(name="digits", revision="digits-1", stages=(), inputs=INPUTS))
+    assert found.see(TrialStarted(number=3, most=40, values=values))
+    stages(found)
+    assert found.value()["search"] == {
+        "trials": 2,
+        "maxTrials": 40,
+        "stopped": 0,
+        "trying": "slim.prune.parameters 0.5",
+    }
+    front = tuple(summaries.trial(n, goals=(float(n), float(-n)), values=values, best=True) for n in range(1, 41))
+    stopped = summaries.trial(41, state=TrialState.STOPPED, check=TrialCheck.QUALITY, values=values)
+    assert found.see(TrialFinished(trial=stopped))
+    assert found.value()["search"]["stopped"] == 1
+    found.finish(summaries.summary(search=summaries.search((*front, stopped), chosen=20)), {}, None)
+    stages(found)
+    told = found.value()["search"]
+    assert told["chosen"] == "trial-20"
+    assert (told["trials"], told["stopped"], len(told["best"])) == (41, 1, 16)
+    names = [p["name"] for p in told["best"]]
+    assert {"trial-1", "trial-20", "trial-40"} <= set(names)
+    assert told["best"][0]["latencyRatio"] == "2"

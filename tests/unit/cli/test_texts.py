@@ -3,6 +3,8 @@
 import pytest
 from support import summaries
 
+from lathe_api.events import TrialStarted
+from lathe_api.searchresult import TrialCheck, TrialState, TrialValue
 from lathe_api.summary import TargetState, Verdict
 from lathe_cli import texts
 
@@ -114,3 +116,22 @@ def test_the_example_of_a_client_is_a_program_that_sends_every_input(monkeypatch
         (t.name, t.datatype, t.shape) for t in inputs
     ]
     assert outputs == ["scores", "boxes"]
+
+
+def test_trials_are_told_on_one_line_each():
+    values = (TrialValue(stage="slim", field="prune.parameters", value="0.5"),)
+    assert (
+        texts.trial_started(TrialStarted(number=3, most=20, values=values)) == "trial 3/20: slim.prune.parameters 0.5"
+    )
+    assert texts.trial(summaries.trial(3)) == (
+        "trial 3: passed after 2.0 s: accuracy 0.9000, 4.00x smaller, 2.00x faster"
+    )
+    stopped = summaries.trial(4, state=TrialState.STOPPED, check=TrialCheck.SAMPLE)
+    assert texts.trial(stopped) == "trial 4: stopped at Sample after 2.0 s: the reason of trial 4"
+
+
+def test_an_outcome_shows_the_front_of_a_search_with_the_taken_trial_marked():
+    trials = (summaries.trial(1, best=True), summaries.trial(2, best=True), summaries.trial(3))
+    lines = texts.outcome(summaries.summary(search=summaries.search(trials, chosen=2, reason="why"))).splitlines()
+    assert "search: 3 trials in 12.0 s, 0 stopped early" in lines
+    assert [line[:9] for line in lines if "trial" in line[:8]] == ["  trial 1", " *trial 2"]

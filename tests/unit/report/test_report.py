@@ -11,6 +11,7 @@ from support import summaries
 from lathe_api.data import Metric, Task
 from lathe_api.gates import GateMetric
 from lathe_api.manifest import Estimate, Kernels
+from lathe_api.searchresult import TrialCheck, TrialState, TrialValue
 from lathe_api.summary import TargetState, Verdict
 from lathe_optimizers.report import render
 
@@ -461,3 +462,29 @@ def _luminance(colour):
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_search_is_drawn_and_listed_with_the_taken_trial_first():
+    stopped = summaries.trial(
+        3,
+        state=TrialState.STOPPED,
+        check=TrialCheck.SAMPLE,
+        reason=HOSTILE,
+        values=(TrialValue(stage="slim", field="prune.parameters", value="0.7"),),
+    )
+    trials = (summaries.trial(1, best=True), summaries.trial(2, best=True), stopped)
+    shown = page(summaries.summary(search=summaries.search(trials, chosen=2)))
+    assert "trial 2 is best" in shown.text.lower()
+    rows = [t for t in shown.texts("th") if t in {"1", "2, taken", "3"}]
+    assert rows == ["2, taken", "1", "3"]
+    assert "Stopped at Sample" in shown.text
+    assert "slim.prune.parameters 0.7" in shown.text
+
+    assert sum("last" in (attrs.get("class") or "") for attrs in shown.of("g")) >= 1
+
+
+def test_a_search_in_which_nothing_was_measured_has_no_picture():
+    stopped = summaries.trial(1, state=TrialState.STOPPED, check=TrialCheck.STAGES)
+    shown = page(summaries.summary(search=summaries.search((stopped,), nearest=1)))
+    assert "Trials of the search" in shown.html
+    assert "Speed against the original" not in shown.text

@@ -180,3 +180,48 @@ def test_the_revision_file_is_what_the_job_reads():
     assert config["immutable"] is True
     assert name_of(config) == name_of(world.the("ModelRevision"))
     assert '"uid":"uid-' in config["data"]["revision.json"]
+
+
+SEARCH = {
+    "choices": [{"stage": "int8", "field": "quantize.method", "values": ["Static", "WeightOnly8"]}],
+    "goals": [{"metric": "sizeRatio"}],
+    "timeout": "2h",
+}
+
+
+def test_a_search_is_one_job_with_as_much_as_its_largest_stage_needs():
+    small = {**INT8, "resources": {"cpu": "500m", "memory": "1Gi"}, "timeout": "1h"}
+    large = {
+        "name": "onnx",
+        "type": "Export",
+        "export": {},
+        "resources": {"cpu": "2", "memory": "2Gi"},
+        "timeout": "1h",
+    }
+    found = first_job(recipe={"stages": [small, large]}, search=SEARCH, jobs={"retries": 0})["spec"]
+    assert found["activeDeadlineSeconds"] == 3600 + 2 * 3600 + 2 * 2 * 3600
+    pod = found["template"]["spec"]["containers"][0]
+    assert pod["image"] == "torch:1"
+    assert "--until" not in pod["command"]
+    assert pod["resources"]["requests"]["cpu"] == "2"
+    assert int(pod["resources"]["limits"]["memory"]) > 2 * 2**30
+
+
+def test_a_search_makes_a_revision_of_its_own_that_says_what_is_tried():
+    world = World(deepcopy(SPEC), SETTINGS)
+    world.settle()
+    before = name_of(world.the("ModelRevision"))
+    world.change(search=SEARCH)
+    world.settle()
+    (found,) = [r for r in world.all("ModelRevision") if name_of(r) != before]
+    assert found["spec"]["search"]["choices"] == SEARCH["choices"]
+
+
+def test_how_far_a_search_is_shows_in_the_model():
+    world = World({**deepcopy(SPEC), "search": SEARCH}, SETTINGS)
+    world.settle()
+    told = {"trials": 3, "maxTrials": 20, "stopped": 1, "trying": "int8.quantize.method Static"}
+    world.reports(world.the("ModelRevision"), search=told)
+    world.settle()
+    assert world.summary == "Searching (3 of 20 trials)"
+    assert world.model["status"]["search"] == told
