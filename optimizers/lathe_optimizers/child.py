@@ -176,7 +176,9 @@ def _record(
         hardware=request.hardware,
         versions=request.versions,
         threads=request.threads,
-        artifact=ArtifactManifest(files=files, signature=signature, exported=output.exported),
+        artifact=ArtifactManifest(
+            files=files, signature=signature, exported=output.exported, frozen=_frozen(context, output)
+        ),
         metrics=answer.metrics,
         details=dict(output.details) | {"machine": dict(hardware.facts())},
         warnings=output.warnings,
@@ -184,6 +186,12 @@ def _record(
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         reproduce=tuple(f"python -m lathe_optimizers.child --store {store.uri} --key {request.key} --check".split()),
     )
+
+
+def _frozen(context: PassContext, output: PassOutput) -> tuple[str, ...]:
+    """Weights that stay frozen: those of the stage before too, as long as there is a program to train."""
+    before = context.input.manifest.frozen if context.input is not None and output.program is not None else ()
+    return tuple(dict.fromkeys((*before, *output.frozen)))
 
 
 def _measurable(context: PassContext, output: PassOutput) -> Path:
