@@ -312,7 +312,7 @@ class Fuse(ApiModel):
     """SimilarLayers: how layers are compared; by default Cosine."""
     top_k: Annotated[int, Field(ge=1, le=256)] = 1
     """SimilarLayers: how many pairs are shared at the most."""
-    max_drop: UnitDecimal | None = None
+    max_drop: NonNegative | None = None
     """SimilarLayers: how much worse the objective's metric may get before training; a pair that costs more is left."""
     shared: SharedWeights | None = None
     """SimilarLayers: what training does to shared weights; by default it trains them for all layers that read them."""

@@ -18,7 +18,7 @@ from lathe_api.manifest import Role
 from lathe_optimizers.context import Artifact, PassOutput
 from lathe_optimizers.errors import InputError, StageError
 from lathe_optimizers.passes import export, fuse, fuse_operators, onnx_files, onnx_fusions, parity, quantize
-from lathe_optimizers.passes.programs import load_program
+from lathe_optimizers.passes.programs import load_program, quiet_torch
 
 pytestmark = pytest.mark.models
 
@@ -79,11 +79,17 @@ def unfolded(folder: Path) -> Artifact:
     """A CNN in ONNX whose BatchNorm is still there, behind Conv and behind Gemm."""
     torch.manual_seed(0)
     network = nn.Sequential(
-        *networks.conv_bn(1, 4), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10), nn.BatchNorm1d(10)
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
+        nn.BatchNorm1d(10),
     ).train()
     network(torch.rand(32, 1, 16, 16))
     path = folder / "unfolded.onnx"
-    exported = torch.onnx.export(
+    with quiet_torch():
+        exported = torch.onnx.export(
         network.eval(), (torch.rand(2, 1, 16, 16),), dynamo=True, optimize=False, verbose=False,
         input_names=["image"], dynamic_shapes=({0: torch.export.Dim("n")},),
     )  # fmt: skip

@@ -87,7 +87,7 @@ def _graph(ctx: PassContext, given: Artifact, config: Fuse, where: str) -> PassO
         for o in (False, True)
     )
     _require_parity(ctx, found)
-    left = {} if config.operators else _also_matching(source, wanted)
+    left = {} if config.operators else _also_matching(path, wanted)
     details, warnings = _described(done, left, found, len(probe[0])), list(_warnings(done, left))
     if config.operators:
         ctx.report(Progress(0.5, "time"))
