@@ -21,6 +21,7 @@ from lathe_optimizers.passes.batch_norm import recompute_statistics
 from lathe_optimizers.passes.channel_rules_base import tensor_at
 from lathe_optimizers.passes.channels import ChannelGraph
 from lathe_optimizers.passes.programs import (
+    ATEN,
     count_parameters,
     example_inputs,
     load_program,
@@ -34,6 +35,10 @@ from lathe_optimizers.passes.training_mode import set_training
 
 _PROOF_SAMPLES: Final = 16
 _BATCH: Final = 256
+NORMS: Final = (
+    "Shared weights have a BatchNorm of their own behind each layer: a Quantize stage folds it into them, and stores "
+    "them once per layer again."
+)
 
 
 def run(ctx: PassContext, given: Artifact, config: Fuse, where: str) -> PassOutput:
@@ -157,6 +162,8 @@ class _Work:
             details |= {"qualityTuned": self.quality(gm)}
         elif ctx.data.train is None:
             warnings = (*warnings, "there is no data.train, so that nothing of what sharing cost was recovered")
+        if any(followed_by_norm(gm, path) for path in readers):
+            warnings = (*warnings, NORMS)
         smaller = reexport(gm, self.program)
         path = ctx.workdir / "program.pt2"
         save_program(smaller, path)
@@ -175,6 +182,12 @@ def shared_weights(gm: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     for node, name in zip(layer_pairs.layers(gm), layer_pairs.names(gm), strict=True):
         found.setdefault(layer_pairs.weight_path(node), []).append(name)
     return {path: tuple(names) for path, names in found.items() if len(names) > 1}
+
+
+def followed_by_norm(gm: fx.GraphModule, path: str) -> bool:
+    """Whether a BatchNorm reads what a layer with this weight gives."""
+    readers = [n for n in layer_pairs.layers(gm) if layer_pairs.weight_path(n) == path]
+    return any(user.target == ATEN.batch_norm.default for n in readers for user in n.users)
 
 
 def _copied(gm: fx.GraphModule) -> fx.GraphModule:

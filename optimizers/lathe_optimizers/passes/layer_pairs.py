@@ -93,13 +93,19 @@ def compared(gm: fx.GraphModule, measure: Similarity, data: Dataset, batch: int)
 
 
 def aligned_cosine(graph: ChannelGraph, first: fx.Node, second: fx.Node) -> float:
-    """Cosine of two layers' weights, in the best order of the units of one of them where that is free."""
+    """Cosine of two layers' weights, in the best order of the units of one of them where that is free.
+
+    The best of many orders looks alike by chance: what an order finds in a weight of the same numbers without any
+    structure counts as 0, as in Hubert and Arabie 1985 (doi:10.1007/BF01908075).
+    """
     paths = weight_path(first), weight_path(second)
     a, b = (tensor_at(graph.gm, path).detach().numpy() for path in paths)
     free = unit_order.free_units(graph, paths[1], paths[0]), unit_order.free_units(graph, paths[0], paths[1])
     if all(units is None for units in free):
         return similarity.cosine(a, b)
-    return similarity.cosine(a, b[similarity.alignment(a, b)])
+    noise = np.random.default_rng(0).permutation(b.ravel()).reshape(b.shape)
+    found, chance = (similarity.cosine(a, other[similarity.alignment(a, other)]) for other in (b, noise))
+    return (found - chance) / (1 - chance)
 
 
 def block_of(gm: fx.GraphModule, layer: fx.Node) -> Block | None:
