@@ -66,6 +66,8 @@ class ArtifactManifest(ApiModel):
     """What the model takes and gives."""
     exported: bool = False
     """Whether the ONNX file is the product of an Export stage (and so may be served)."""
+    frozen: tuple[str, ...] = ()
+    """Weights of the program that layers share and that no training changes: federated rounds need not send them."""
     details: dict[str, JsonValue] = {}
     """What later stages or runtimes need to know, such as a host-tuned CPU class."""
 

@@ -88,6 +88,32 @@ class FuseMethod(StrEnum):
     SIMILAR_LAYERS = "SimilarLayers"
 
 
+class FusedOperator(StrEnum):
+    """What several operators of a graph become."""
+
+    BATCH_NORM = "BatchNorm"
+    LAYER_NORM = "LayerNorm"
+    GELU = "Gelu"
+    BIAS_GELU = "BiasGelu"
+    SKIP_LAYER_NORM = "SkipLayerNorm"
+    ATTENTION = "Attention"
+
+
+class Similarity(StrEnum):
+    """By what two layers of one shape are compared."""
+
+    COSINE = "Cosine"
+    CKA = "Cka"
+    BLOCK_INFLUENCE = "BlockInfluence"
+
+
+class SharedWeights(StrEnum):
+    """What later training does to weights that layers share."""
+
+    TRAINED = "Trained"
+    FROZEN = "Frozen"
+
+
 class QuantizeMethod(StrEnum):
     """How weights and activations become integers."""
 
@@ -280,10 +306,42 @@ class Fuse(ApiModel):
 
     method: FuseMethod
     """What is fused."""
+    operators: Annotated[tuple[FusedOperator, ...], Field(max_length=8)] = ()
+    """Operators: what must be fused at least once; by default all that match and that no runtime is slower for."""
+    similarity: Similarity | None = None
+    """SimilarLayers: how layers are compared; by default Cosine."""
     top_k: Annotated[int, Field(ge=1, le=256)] = 1
-    """SimilarLayers: how many pairs are shared."""
+    """SimilarLayers: how many pairs are shared at the most."""
+    max_drop: NonNegative | None = None
+    """SimilarLayers: how much worse the objective's metric may get before training; a pair that costs more is left."""
+    shared: SharedWeights | None = None
+    """SimilarLayers: what training does to shared weights; by default it trains them for all layers that read them."""
     finetune: Finetune | None = None
     """SimilarLayers: training afterwards."""
+
+    @model_validator(mode="after")
+    def _one_method(self) -> "Fuse":
+        if self.method is FuseMethod.OPERATORS:
+            given = [f for f in ("similarity", "max_drop", "shared", "finetune") if getattr(self, f) is not None]
+        else:
+            given = ["operators"] if self.operators else []
+        other = next(m for m in FuseMethod if m is not self.method)
+        findings = [
+            Finding((name,), f"a setting of {other}", f"remove it: {self.method} has none, or write method: {other}")
+            for name in given
+        ]
+        findings += [
+            Finding(("operators", index), f"{kind} for the second time", "write each operator once")
+            for index, kind in enumerate(self.operators)
+            if kind in self.operators[:index]
+        ]
+        refuse("fuse", findings)
+        return self
+
+    @property
+    def leaves_onnx(self) -> bool:
+        """Whether the result is an ONNX file without a program, as fused operators have no form in a program."""
+        return any(kind is not FusedOperator.BATCH_NORM for kind in self.operators)
 
 
 class Quantize(ApiModel):

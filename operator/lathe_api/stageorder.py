@@ -57,7 +57,21 @@ def _after(earlier: "Stage", stage: "Stage") -> str | None:
             f"move {stage.name} before {earlier.name}: the student is cut from the teacher, "
             f"so that all that {earlier.name} did would be lost"
         )
+    if earlier.fuse is not None and earlier.fuse.leaves_onnx and _needs_program(stage):
+        return (
+            f"move {stage.name} before {earlier.name}: the operators that it fuses have no form in a program, "
+            "and without one nothing can be trained or cut"
+        )
     return None
+
+
+def _needs_program(stage: "Stage") -> bool:
+    """Whether a stage trains or cuts a network."""
+    if stage.prune is not None:
+        return stage.prune.method.value == "StructuredMagnitude" or stage.prune.finetune is not None
+    if stage.fuse is not None:
+        return stage.fuse.finetune is not None
+    return stage.quantize is not None and stage.quantize.method.value == "QuantizationAware"
 
 
 def _changes_weights(stage: "Stage") -> bool:

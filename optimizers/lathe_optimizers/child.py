@@ -164,7 +164,9 @@ def _make(request: StageRequest, store: Store, context: PassContext) -> MadeReco
     if output.program is not None:
         files[Role.PROGRAM] = store.put(output.program)
     return MadeRecord(
-        artifact=ArtifactManifest(files=files, signature=signature, exported=output.exported),
+        artifact=ArtifactManifest(
+            files=files, signature=signature, exported=output.exported, frozen=_frozen(context, output)
+        ),
         details=dict(output.details),
         warnings=output.warnings,
         wall_seconds=time.monotonic() - started,
@@ -237,6 +239,12 @@ def _record(request: StageRequest, store: Store, made: MadeRecord, found: _Found
 
 def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _frozen(context: PassContext, output: PassOutput) -> tuple[str, ...]:
+    """Weights that stay frozen: those of the stage before too, as long as there is a program to train."""
+    before = context.input.manifest.frozen if context.input is not None and output.program is not None else ()
+    return tuple(dict.fromkeys((*before, *output.frozen)))
 
 
 def _measurable(context: PassContext, output: PassOutput) -> Path:

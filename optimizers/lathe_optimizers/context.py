@@ -120,5 +120,7 @@ class PassOutput:
     """ONNX; when absent, the runner exports `program` for measurement."""
     exported: bool = False
     """Whether `onnx` is the product of an Export stage."""
+    frozen: tuple[str, ...] = ()
+    """Weights that later stages must not train."""
     details: Mapping[str, JsonValue] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -131,8 +131,8 @@ REFUSALS = {
     ),
     "stages in an impossible order": (stages(STATIC, PRUNE, EXPORT), ["spec.recipe.stages[1]", "before"]),
     "stage that is not built": (
-        stages({"name": "f", "type": "Fuse", "fuse": {"method": "Operators"}}),
-        ["spec.recipe.stages[0].fuse.method", "not available"],
+        stages({"name": "o", "type": "Export", "export": {"portability": "HostTuned"}}),
+        ["spec.recipe.stages[0].export.portability", "not available"],
     ),
     "number without quotes": (
         spec(gates=[{"name": "size", "metric": "sizeRatio", "min": 3.5}]),

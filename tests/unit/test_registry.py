@@ -18,7 +18,6 @@ ENTROPY = {"method": "Static", "calibration": "Entropy"}
 MACS = {"method": "StructuredMagnitude", "macs": "0.5"}
 
 REFUSED = {
-    "operator fusion": ("Fuse", {"method": "Operators"}, "fuse.method", "Operators", "Distill, Export, Prune"),
     "target in operations": ("Prune", MACS, "prune.macs", "0.5", "Leave the field out"),
     "registered student": ("Distill", DISTILL | {"student": COMPONENT}, f"{STUDENTS}.from", "Registered", "Pt2"),
     "fewer blocks": ("Distill", DISTILL | {"student": {"depth": "0.5"}}, f"{STUDENTS}.depth", "0.5", "Leave"),
@@ -45,6 +44,8 @@ BUILT = {
     "distillation by features": ("Distill", DISTILL | {"losses": [{"type": "Response"}, {"type": "Feature"}]}),
     "unstructured pruning": ("Prune", UNSTRUCTURED),
     "structured pruning": ("Prune", {"method": "StructuredMagnitude", "parameters": "0.5"}),
+    "operator fusion": ("Fuse", {"method": "Operators", "operators": ["Attention"]}),
+    "shared layers": ("Fuse", {"method": "SimilarLayers", "similarity": "Cka", "maxDrop": "0.01"}),
     "static quantisation": ("Quantize", {"method": "Static"}),
     "calibration by entropy": ("Quantize", ENTROPY),
     "dynamic quantisation": ("Quantize", {"method": "Dynamic"}),

@@ -124,6 +124,12 @@ def _stages(at: str, guard: str = "") -> tuple[Rule, ...]:
             "b.type == 'Distill'",
             "move the Distill stage before Prune and Fuse: the student is cut from the teacher",
         ),
+        never_after(
+            "has(a.fuse) && has(a.fuse.operators) && a.fuse.operators.exists(o, o != 'BatchNorm')",
+            "(has(b.prune) && (b.prune.method == 'StructuredMagnitude' || has(b.prune.finetune)))"
+            f" || (has(b.fuse) && has(b.fuse.finetune)) || ({aware})",
+            "move stages that cut or train before Fuse: the operators that it fuses have no form in a program",
+        ),
         Rule(
             f"{guard}{at}.all(s, s.name != 'import')",
             "give the stage named import another name: every run adds one itself",
@@ -246,6 +252,24 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
             "(self.method == 'StructuredMagnitude' ? (has(self.parameters) || has(self.macs) || has(self.latency)) : "
             "self.method == 'NM' ? has(self.pattern) : has(self.sparsity))",
             "write exactly one: parameters, macs or latency for StructuredMagnitude, pattern for NM, else sparsity",
+        ),
+    ),
+    "Fuse": (
+        *(
+            _only_with(
+                f, "self.method == 'SimilarLayers'", "remove it, or write method: SimilarLayers: Operators has none"
+            )
+            for f in ("similarity", "maxDrop", "shared", "finetune")
+        ),
+        _only_with(
+            "operators",
+            "self.operators.size() == 0 || self.method == 'Operators'",
+            "remove them, or write method: Operators: SimilarLayers has none",
+        ),
+        Rule(
+            "!has(self.operators) || self.operators.all(a, self.operators.exists_one(b, b == a))",
+            "write each operator once",
+            ".operators",
         ),
     ),
     "Gate": (

@@ -105,4 +105,6 @@ def _needs_torch(stage: Stage) -> bool:
         return stage.quantize.method is QuantizeMethod.QUANTIZATION_AWARE
     if stage.prune is not None:
         return stage.trains or stage.prune.method is PruneMethod.STRUCTURED_MAGNITUDE
+    if stage.fuse is not None:
+        return stage.trains
     return stage.type is StageType.DISTILL

@@ -4,6 +4,7 @@ A quantised graph has a quantise and a dequantise step at every edge; in a model
 shapes and default attributes are a fifth of the file.
 """
 
+import hashlib
 from typing import Any, Final
 
 import onnx
@@ -19,6 +20,8 @@ _STEPS: Final = {"QuantizeLinear": "q", "DequantizeLinear": "d"}
 def compact(model: onnx.ModelProto) -> None:
     """Remove, in place, what changes no answer: derived shapes, default attributes, node names, long step names.
 
+    Weights that are stored twice are stored once: exporters and quantisers copy what several layers read.
+
     Inputs, outputs and weights keep their names, and so do the results of all operators but quantise and dequantise
     steps, so that the layers of a network can be told apart. A model that is compact already stays as it is.
     """
@@ -28,6 +31,7 @@ def compact(model: onnx.ModelProto) -> None:
         # ONNX Runtime 1.32 crashes on float16 additions whose shape it was not told, in its layout optimiser.
         del graph.value_info[:]
     _drop_unused_domains(model)
+    _merge_equal(graph)
     _shorten(graph)
     scalars = {w.name for w in graph.initializer if not w.dims}
     part: Any
@@ -48,6 +52,32 @@ def _drop_unused_domains(model: onnx.ModelProto) -> None:
     kept = [o for o in model.opset_import if o.domain in used or (o.domain == "ai.onnx" and "" in used)]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+
+
+def _merge_equal(graph: onnx.GraphProto) -> None:
+    """Let all nodes read the first of several weights of the same content; its name is the one that stays."""
+    if any(a.HasField("g") or a.graphs for n in graph.node for a in n.attribute):
+        return  # branches and loop bodies read outer values by name
+    fixed = {v.name for v in (*graph.input, *graph.output)}
+    first: dict[bytes, str] = {}
+    merged: dict[str, str] = {}
+    for weight in graph.initializer:
+        if len(weight.dims) > 1 and weight.name not in fixed:
+            content = onnx.TensorProto()
+            content.CopyFrom(weight)
+            content.ClearField("name")
+            digest = hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
+            kept = first.setdefault(digest, weight.name)
+            if kept != weight.name:
+                merged[weight.name] = kept
+    if not merged:
+        return
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = merged.get(name, name)
+    stay = [w for w in graph.initializer if w.name not in merged]
+    del graph.initializer[:]
+    graph.initializer.extend(stay)
 
 
 def _shorten(graph: onnx.GraphProto) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import onnx
+from onnx import helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import onnx_files
 
 MATRIX: Final = frozenset({"Conv", "Gemm", "MatMul"})
+_RUNTIME: Final = "com.microsoft"
 
 
 def prepare(source: Path, scratch: Path, layers: Sequence[str] = ()) -> onnx.ModelProto:
@@ -40,6 +42,20 @@ def prepare(source: Path, scratch: Path, layers: Sequence[str] = ()) -> onnx.Mod
     model = onnx.load(scratch)
     _name(model.graph, ())
     return model
+
+
+def with_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with the types of results behind ONNX Runtime's own operators, which onnx cannot derive.
+
+    Of a result without a type, the tool takes for granted that it cannot be quantised.
+    """
+    known = {v.name for v in model.graph.value_info}
+    own = [n for n in model.graph.node if n.domain == _RUNTIME and n.output[0] not in known]
+    if not own:
+        return model
+    for node in own:
+        model.graph.value_info.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def excluded(

@@ -117,7 +117,7 @@ def tune(
         raise InputError(
             "spec.model.uri",
             f"a program whose batch is always {len(example_inputs(program)[0])} cannot be fine-tuned",
-            'Export it with dynamic_shapes=({0: torch.export.Dim("batch")},), or leave out prune.finetune.',
+            'Export it with dynamic_shapes=({0: torch.export.Dim("batch")},), or leave out `finetune`.',
         )
     training.finetune(
         gm,

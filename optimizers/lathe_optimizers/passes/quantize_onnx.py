@@ -70,6 +70,7 @@ def quantize_file(
     excluded = float_model.excluded(model, exclude, field, MATRIX | _AROUND)
     layers = tuple(n.name for n in model.graph.node if n.name in excluded and n.op_type in MATRIX)
     excluded |= _set_apart(model, excluded)
+    model = float_model.with_types(model)
     onnx_files.write(model, prepared)
     reader = _Reader([i.name for i in onnx_files.read_signature(prepared).inputs], feed(BATCH))
     written = path.with_suffix(".raw.onnx")

@@ -60,7 +60,7 @@ PASSES: Final[dict[str, Pass]] = {
             Choice(("latency",), (None,)),
         ),
     ),
-    StageType.FUSE: Pass("", (Choice(("method",), ()),)),
+    StageType.FUSE: Pass("fuse"),
     StageType.QUANTIZE: Pass("quantize"),
     StageType.EXPORT: Pass("export", (Choice(("portability",), (Portability.PORTABLE,)),)),
 }

@@ -1,5 +1,7 @@
 """Training as the stages use it: fine-tuning of a changed graph against the original, and choice between candidates."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -79,7 +81,8 @@ def finetune(  # noqa: PLR0913 - the fields of a recipe's training block
 ) -> FitResult:
     """Train a changed graph in place on the labels and the original's answers; it is left in inference mode.
 
-    Weights that a Prune stage has set to zero stay zero, unless `constraint` says otherwise.
+    Weights that a Prune stage has set to zero stay zero, unless `constraint` says otherwise; weights that a Fuse stage
+    has frozen stay as they are.
 
     Raises:
         InputError: there is no training set, no original to imitate, or the program takes one batch size only.
@@ -97,9 +100,24 @@ def finetune(  # noqa: PLR0913 - the fields of a recipe's training block
     training_mode(network)
     constraint = constraint or KeepZeros(network)
     options = FitOptions(epochs, batch_size, learning_rate, weight_decay, schedule, ctx.seed)
-    result = fit(network, ctx.data.train, loss, options, slot=slot, ctx=ctx, span=span, constraint=constraint)
+    with _held(gm, ctx.input.manifest.frozen if ctx.input is not None else ()):
+        result = fit(network, ctx.data.train, loss, options, slot=slot, ctx=ctx, span=span, constraint=constraint)
     set_training(gm, on=False)
     return result
+
+
+@contextmanager
+def _held(gm: fx.GraphModule, paths: Sequence[str]) -> Iterator[None]:
+    """Keep these weights out of training; those that a stage between has replaced are no longer there."""
+    wanted = set(paths)
+    held = [p for name, p in gm.named_parameters() if name in wanted and p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad = True
 
 
 def original_network(ctx: PassContext) -> fx.GraphModule:
@@ -110,7 +128,7 @@ def original_network(ctx: PassContext) -> fx.GraphModule:
     """
     gm = unlift(load_program(require_program(ctx.original, "spec.model.format")))
     set_training(gm, on=False)
-    return gm.requires_grad_(requires_grad=False)
+    return gm.requires_grad_(False)  # noqa: FBT003 - torch takes it by position
 
 
 def evaluate(network: nn.Module, data: Dataset, objective: Objective) -> float:
