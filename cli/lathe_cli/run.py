@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps([asdict(s) for s in stages]) + "\n" if options.json else texts.planned(stages))
         return 0
     with observers.chosen(as_json=options.json, plain=options.plain) as observe:
-        summary = _execute(document, settings, observe)
+        summary = _execute(document, settings, observe, options.signing_key)
     if options.json:
         print(summary.model_dump_json(by_alias=True), flush=True)
     else:
@@ -86,20 +86,27 @@ def _document(files: list[Path], name: str | None) -> tuple[OptimizedModel, Path
     raise ValueError("the chosen document is in no file")
 
 
-def _execute(document: OptimizedModel, settings: RunOptions, observe: Callable[[Event], None]) -> Summary:
+def _execute(
+    document: OptimizedModel, settings: RunOptions, observe: Callable[[Event], None], key: Path | None
+) -> Summary:
     try:
-        publish = _publisher(document.metadata.name)
+        publish = _publisher(document, key)
     except ModuleNotFoundError as error:
+        if key is not None:
+            raise  # a result that is not signed is not what was asked for
         what = f"no model repository will be written, because {error.name} is missing"
         observe(Notice(message=f'{what}; to have one, install "lathe-platform[runtimes]"'))
         publish = None
     return execute(document, settings, observe, publish)
 
 
-def _publisher(name: str) -> Publish:
-    """Writes the Triton model repository of a built target."""
+def _publisher(document: OptimizedModel, key: Path | None) -> Publish:
+    """Writes the Triton model repository of a built target, signed where there is a key."""
+    from lathe_cli.provenance import signer_of, signing
     from lathe_runtimes.modelconfig import Profile
     from lathe_runtimes.repository import write_repository
+
+    signer = signer_of(key)
 
     def publish(folder: Path, target: Target, result: TargetResult, record: StageRecord) -> TargetResult:
         if result.state is not TargetState.BUILT or result.artifact is None or result.model_file is None:
@@ -107,13 +114,14 @@ def _publisher(name: str) -> Publish:
         place = Path("targets") / target.name / "repository"
         write_repository(
             folder / place,
-            name=name,
+            name=document.metadata.name,
             onnx=folder / result.model_file,
             signature=record.artifact.signature,
             serving=target.serving,
             hardware=target.hardware,
             digest=result.artifact,
             profile=Profile.ONNXRUNTIME,
+            sign=signing(signer, document, folder, target, result, record),
         )
         return result.model_copy(update={"repository": place.as_posix()})
 

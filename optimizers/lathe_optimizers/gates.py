@@ -16,7 +16,7 @@ from lathe_api.manifest import LatencyRatio, StageMetrics
 from lathe_api.summary import GateResult, Verdict
 from lathe_optimizers import quality, remedies, slices
 from lathe_optimizers.quality import Answered
-from lathe_optimizers.statistics import Interval
+from lathe_optimizers.statistics import Interval, mcnemar_exact
 
 QUALITY: Final = {m.value: m for m in Metric}
 SHARES: Final = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
@@ -128,6 +128,10 @@ def _quality(gate: Gate, metric: Metric, evidence: Evidence) -> Ruling:
     )
     if verdict is Verdict.INCONCLUSIVE:
         reason += _samples_needed(interval, limit, samples)
+    if gate.max_drop is not None and metric is Metric.ACCURACY:
+        pairs = quality.pairs(baseline.answered(metric), own)
+        chance = mcnemar_exact(pairs.first, pairs.second)
+        reason += f"; {pairs.first} answers became wrong and {pairs.second} right (exact McNemar p = {chance:.2g})"
     return Ruling(verdict, interval, bound, reason)
 
 

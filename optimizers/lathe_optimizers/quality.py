@@ -199,9 +199,14 @@ def drop(
 
 
 def _accuracy_drop(original: Answered, result: Answered, confidence: float, *, two_sided: bool) -> Interval:
-    one, two = (_right(a) for a in (original, result))
-    counts = statistics.Pairs(*(int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two)))
+    counts = pairs(original, result)
     return statistics.paired_proportions(counts, statistics.normal_quantile(confidence, two_sided=two_sided))
+
+
+def pairs(original: Answered, result: Answered) -> statistics.Pairs:
+    """Samples by who has them right; of accuracy and macroF1."""
+    one, two = (_right(a) for a in (original, result))
+    return statistics.Pairs(*(int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two)))
 
 
 def _right(answers: Answered) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from lathe_api.base import ApiModel, Digest
 from lathe_api.data import Data, ModelSource, Objective
@@ -47,3 +47,5 @@ class StageRequest(ApiModel):
     hardware: Hardware
     threads: int
     versions: dict[str, str]
+    key_fields: dict[str, JsonValue] = {}
+    """What `key` is the digest of."""

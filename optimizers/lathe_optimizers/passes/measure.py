@@ -6,17 +6,19 @@ from typing import Final
 
 import numpy as np
 
-from lathe_api.data import Objective
+from lathe_api.data import Metric, Objective, Task
 from lathe_api.manifest import StageMetrics
 from lathe_optimizers import quality
 from lathe_optimizers.context import Array, Dataset, batches
 from lathe_optimizers.datasets.sources import targets
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import onnx_files
+from lathe_optimizers.passes import energy as energy_counters
+from lathe_optimizers.passes import footprint, onnx_files
 from lathe_optimizers.passes.kernels import count_kernels
 from lathe_optimizers.passes.latency import latency_ratio
 
 BATCH: Final = 64
+ENERGY_SECONDS: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,36 @@ def measure(
         )
     truth = targets(data)
     elements, zeros = onnx_files.weight_counts(onnx)
-    latency = None
+    latency = energy = None
+    feed = _feed(onnx, data, latency_batch)
     if baseline is not None:
-        feed = _feed(onnx, data, latency_batch)
         latency = latency_ratio(baseline, onnx, feed, threads=1, budget_seconds=latency_seconds)
+        energy = _energy(baseline, onnx, feed)
+    calibration = None
+    if objective.task is Task.CLASSIFICATION:
+        calibration = quality.estimate(quality.answered(Metric.ECE, answers, truth), seed)
     metrics = StageMetrics(
         metric=objective.metric,
         task=objective.task,
         quality=quality.estimate(quality.answered(objective.metric, answers, truth), seed),
         size_bytes=onnx.stat().st_size,
+        compressed_bytes=footprint.compressed_bytes(onnx),
+        session_bytes=footprint.session_bytes(onnx, feed),
+        calibration_error=calibration,
+        energy_ratio=energy,
         parameters=elements,
         zeros=zeros,
         kernels=count_kernels(onnx),
         latency=latency,
     )
     return Measurement(metrics, answers)
+
+
+def _energy(baseline: Path, onnx: Path, feed: dict[str, Array]) -> float | None:
+    if not energy_counters.counters():
+        return None
+    first, second = onnx_files.session(baseline, 1), onnx_files.session(onnx, 1)
+    return energy_counters.energy_ratio(lambda: first.run(None, feed), lambda: second.run(None, feed), ENERGY_SECONDS)
 
 
 def predict(onnx: Path, data: Dataset, *, batch: int = BATCH, threads: int = 1) -> Array:

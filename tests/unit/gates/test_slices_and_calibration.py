@@ -1,5 +1,7 @@
 """What a mean hides: one slice that pays for the others, and confidence that is not deserved."""
 
+import itertools
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -92,7 +94,7 @@ def test_the_calibration_error_is_that_of_the_definition():
     confidence, right = shares.max(1), shares.argmax(1) == truth
     edges = np.linspace(0, 1, 16)
     expected = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         members = (confidence > low) & (confidence <= high)
         if members.any():
             expected += members.mean() * abs(right[members].mean() - confidence[members].mean())
