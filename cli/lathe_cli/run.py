@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from lathe_api.manifest import StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.summary import Summary, TargetResult, TargetState, Verdict
 from lathe_api.targets import Target
+from lathe_api.wiring import SIGNING_KEY
 from lathe_cli import observers, texts
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.run import Publish, RunOptions, execute, preview
@@ -92,7 +94,7 @@ def _execute(
     try:
         publish = _publisher(document, key)
     except ModuleNotFoundError as error:
-        if key is not None:
+        if key is not None or os.environ.get(SIGNING_KEY):
             raise  # a result that is not signed is not what was asked for
         what = f"no model repository will be written, because {error.name} is missing"
         observe(Notice(message=f'{what}; to have one, install "lathe-platform[runtimes]"'))

@@ -180,3 +180,13 @@ def test_the_revision_file_is_what_the_job_reads():
     assert config["immutable"] is True
     assert name_of(config) == name_of(world.the("ModelRevision"))
     assert '"uid":"uid-' in config["data"]["revision.json"]
+
+
+def test_the_job_that_publishes_is_given_the_signing_key():
+    job = first_job(store=SPEC["store"] | {"signingKey": {"name": "signer"}})
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {"name": "LATHE_SIGNING_KEY", "value": "/etc/lathe/signing/key.pem"} in container["env"]
+    assert {"name": "signing", "mountPath": "/etc/lathe/signing", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "signing", "secret": {"secretName": "signer", "defaultMode": 0o440}} in pod["volumes"]
+    assert "signing" not in str(first_job()["spec"]["template"]["spec"]["volumes"])
