@@ -1,5 +1,5 @@
 # One command per intent, the same here and in CI.
-.PHONY: help env run test lint format bench bench-optimize crds debian cluster-build cluster-up cluster-down e2e
+.PHONY: help env run test lint format bench bench-optimize crds sbom debian cluster-build cluster-up cluster-down e2e
 
 UV := hack/uv
 BIN := .venv/bin
@@ -43,6 +43,10 @@ cluster-down: env ## stop what cluster-up has started
 
 crds: env ## the CustomResourceDefinitions, from the API's models
 	$(BIN)/python -m lathe_api.crd charts/lathe/files/crds
+
+sbom: env ## the bill of materials (CycloneDX) of the environment, from the lock file, to dist/sbom.json
+	@mkdir -p dist
+	$(BIN)/python hack/sbom.py all operator s3 > dist/sbom.json
 
 lint: env ## style, types and the arrows between the rooms
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from lathe_cli import jobplaces, jobreport, texts
 from lathe_cli.jobpublish import Publisher, backend_of
 from lathe_cli.jobstatus import JobStatus, Json, is_final
 from lathe_cli.plain import Lines
+from lathe_cli.provenance import signer_of
 from lathe_operator.plan import names
 from lathe_operator.plan.segments import Segment, segments
 from lathe_optimizers.errors import InputError, LatheError
@@ -71,7 +72,8 @@ def _do(
         raise InputError("spec.store.uri", "the revision names no store", "Write one, such as pvc://claim/path")
     store = where.path(uri, "spec.store.uri")
     document = jobplaces.document_of(revision, where)
-    publisher = Publisher(store, uri, revision.metadata.name, document.metadata.name, backend_of(os.environ))
+    signer = signer_of(None)
+    publisher = Publisher(store, uri, revision.metadata.name, document, backend_of(os.environ), signer)
     out = where.scratch / "run"
     settings = RunOptions(base=Path("/"), store=store, out=out, until=work.until, revision=revision.metadata.name)
     lines = Lines(sys.stdout.write, sys.stdout.flush)

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Final
 
 from lathe_api.manifest import StageRecord
+from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.summary import TargetResult, TargetState
 from lathe_api.targets import ServingRuntime, Target
 from lathe_api.wiring import REPOSITORIES
+from lathe_cli.provenance import signing
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.store import Store, local_path
 from lathe_runtimes.modelconfig import Profile
+from lathe_runtimes.provenance import Signer
 from lathe_runtimes.repository import CONFIG, write_repository
 
 REPORTS: Final = "reports"
@@ -26,15 +29,20 @@ class Publisher:
         store: as this process opens it.
         uri: of the store, as the revision names it.
         revision: name of the revision.
-        name: of the model, as clients call it.
+        document: what was asked for; its name is what clients call the model.
         backend: of the Triton image.
+        signer: key that repositories are signed with, if any.
     """
 
-    def __init__(self, store: str, uri: str, revision: str, name: str, backend: Profile) -> None:
+    def __init__(
+        self, store: str, uri: str, revision: str, document: OptimizedModel, backend: Profile, signer: Signer | None
+    ) -> None:
         self._store = store
         self._uri = uri.rstrip("/")
         self._revision = revision
-        self._name = name
+        self._document = document
+        self._name = document.metadata.name
+        self._signer = signer
         self._backend = backend
         self.repositories: dict[str, str] = {}
         """URI of the repository by target; each is complete."""
@@ -60,6 +68,7 @@ class Publisher:
             hardware=target.hardware,
             digest=result.artifact,
             profile=self._backend if triton else Profile.ONNXRUNTIME,
+            sign=signing(self._signer, self._document, folder, target, result, record),
         )
         if path is None:
             self._upload(model, f"{place}/{self._name}")

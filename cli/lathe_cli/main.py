@@ -20,7 +20,7 @@ LARGEST_SEED: Final = 2**31 - 1
 LARGEST_SEGMENT: Final = 99
 EXTRAS: Final = {
     "optimizers": ("fsspec", "numpy", "onnx", "onnxruntime", "onnxscript", "optuna", "safetensors", "torch", "torchao"),
-    "runtimes": ("google", "grpc", "httptools", "tritonclient", "uvloop"),
+    "runtimes": ("cryptography", "google", "grpc", "httptools", "tritonclient", "uvloop"),
     "data": ("PIL", "pyarrow"),
     "cli": ("rich",),
 }
@@ -115,19 +115,35 @@ def _dispatch(options: argparse.Namespace) -> int:
             return serve(options)
         case "job" | "rollback" | "diff":
             return _in_cluster(options)
-        case "validate":
-            from lathe_cli.validate import run_validate
-
-            return run_validate(options.files, as_json=options.json)
-        case "schema":
-            from lathe_cli.schema import run_schema
-
-            return run_schema(options.kind)
+        case "explain" | "reproduce" | "verify":
+            return _on_evidence(options)
+        case "validate" | "schema":
+            return _on_documents(options)
         case _:
             from importlib.metadata import version
 
             print(version("lathe-platform"))
             return 0
+
+
+def _on_evidence(options: argparse.Namespace) -> int:
+    if options.command == "verify":
+        from lathe_cli.provenance import verify
+
+        return verify(options)
+    from lathe_cli import evidence
+
+    return evidence.explain(options) if options.command == "explain" else evidence.reproduce(options)
+
+
+def _on_documents(options: argparse.Namespace) -> int:
+    if options.command == "schema":
+        from lathe_cli.schema import run_schema
+
+        return run_schema(options.kind)
+    from lathe_cli.validate import run_validate
+
+    return run_validate(options.files, as_json=options.json)
 
 
 def _in_cluster(options: argparse.Namespace) -> int:
@@ -196,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--serve", choices=("lathe", "triton", "none"), default="none", help="serve the result (%(default)s)"
     )
+    run.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="PEM",
+        help="private key that the result is signed with ($LATHE_SIGNING_KEY)",
+    )
     _add_server_options(run)
 
     serve = commands.add_parser("serve", help="serve a finished run, or a model repository")
@@ -203,6 +225,20 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--runtime", choices=("lathe", "triton"), default="lathe", help="which server (%(default)s)")
     serve.add_argument("--target", metavar="NAME", help="which target of the run (the first that was built)")
     _add_server_options(serve)
+
+    verify = commands.add_parser("verify", help="that a run or repository is what was signed")
+    verify.add_argument("folder", type=Path, metavar="FOLDER", help="run folder or model repository")
+    verify.add_argument("--key", type=Path, required=True, metavar="PEM", help="public key of who published it")
+
+    for name, what in (
+        ("explain", "why a stage was looked up or done, and what its verdicts rest on"),
+        ("reproduce", "do a stage again and compare the bytes (exit status 3 where they differ)"),
+    ):
+        asked = commands.add_parser(name, help=what)
+        asked.add_argument("place", metavar="OUT|KEY", help="run folder, or the key of a stage in the store")
+        asked.add_argument("stage", nargs="?", metavar="STAGE", help="name of a stage of the run folder")
+        asked.add_argument("--target", metavar="NAME", help="which target of the run (the first that ran)")
+        asked.add_argument("--store", default=default_store(), metavar="URI", help="of a KEY (%(default)s)")
 
     validate = commands.add_parser("validate", help="all that is wrong with documents, without running anything")
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -236,6 +272,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http-port", type=_port, default=0, metavar="N", help="0 takes a free one")
     parser.add_argument("--grpc-port", type=_port, default=0, metavar="N", help="0 takes a free one")
     parser.add_argument("--serve-seconds", type=_duration, metavar="N", help="stop after this long (on Ctrl-C)")
+    parser.add_argument("--verify-key", type=Path, metavar="PEM", help="serve only what is signed with this public key")
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from lathe_api.manifest import StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.summary import Summary, TargetResult, TargetState, Verdict
 from lathe_api.targets import Target
+from lathe_api.wiring import SIGNING_KEY
 from lathe_cli import observers, texts
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.run import Publish, RunOptions, census, execute, preview
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(_plan(document, settings, as_json=options.json))
         return 0
     with observers.chosen(as_json=options.json, plain=options.plain) as observe:
-        summary = _execute(document, settings, observe)
+        summary = _execute(document, settings, observe, options.signing_key)
     if options.json:
         print(summary.model_dump_json(by_alias=True), flush=True)
     else:
@@ -95,20 +97,27 @@ def _document(files: list[Path], name: str | None) -> tuple[OptimizedModel, Path
     raise ValueError("the chosen document is in no file")
 
 
-def _execute(document: OptimizedModel, settings: RunOptions, observe: Callable[[Event], None]) -> Summary:
+def _execute(
+    document: OptimizedModel, settings: RunOptions, observe: Callable[[Event], None], key: Path | None
+) -> Summary:
     try:
-        publish = _publisher(document.metadata.name)
+        publish = _publisher(document, key)
     except ModuleNotFoundError as error:
+        if key is not None or os.environ.get(SIGNING_KEY):
+            raise  # a result that is not signed is not what was asked for
         what = f"no model repository will be written, because {error.name} is missing"
         observe(Notice(message=f'{what}; to have one, install "lathe-platform[runtimes]"'))
         publish = None
     return execute(document, settings, observe, publish)
 
 
-def _publisher(name: str) -> Publish:
-    """Writes the Triton model repository of a built target."""
+def _publisher(document: OptimizedModel, key: Path | None) -> Publish:
+    """Writes the Triton model repository of a built target, signed where there is a key."""
+    from lathe_cli.provenance import signer_of, signing
     from lathe_runtimes.modelconfig import Profile
     from lathe_runtimes.repository import write_repository
+
+    signer = signer_of(key)
 
     def publish(folder: Path, target: Target, result: TargetResult, record: StageRecord) -> TargetResult:
         if result.state is not TargetState.BUILT or result.artifact is None or result.model_file is None:
@@ -116,13 +125,14 @@ def _publisher(name: str) -> Publish:
         place = Path("targets") / target.name / "repository"
         write_repository(
             folder / place,
-            name=name,
+            name=document.metadata.name,
             onnx=folder / result.model_file,
             signature=record.artifact.signature,
             serving=target.serving,
             hardware=target.hardware,
             digest=result.artifact,
             profile=Profile.ONNXRUNTIME,
+            sign=signing(signer, document, folder, target, result, record),
         )
         return result.model_copy(update={"repository": place.as_posix()})
 

@@ -17,12 +17,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInput
 from lathe_api.manifest import StageRecord
 from lathe_api.summary import Summary, TargetResult, TargetState
 from lathe_cli import texts
+from lathe_cli.provenance import check
 from lathe_runtimes.datatypes import BY_CONFIG
 from lathe_runtimes.errors import InputError, LatheRuntimeError, PortTakenError
 from lathe_runtimes.launch import RunningServer, start_lathe, start_triton
 from lathe_runtimes.modelconfig import Profile
 from lathe_runtimes.ports import check_port
-from lathe_runtimes.repository import read_repository, write_repository
+from lathe_runtimes.provenance import load_verifier
+from lathe_runtimes.repository import ONNX, read_repository, write_repository
 
 START_SECONDS: Final = 300.0
 """Making Triton's environment and loading a large model take a while."""
@@ -39,6 +41,8 @@ def serve(options: argparse.Namespace) -> int:
     if (options.folder / "summary.json").is_file():
         serve_run(options.folder, options, runtime=options.runtime, target=options.target)
     elif options.folder.is_dir() and any(options.folder.glob("*/config.pbtxt")):
+        if options.verify_key is not None:
+            check(options.folder, load_verifier(options.verify_key, "--verify-key"))
         _check_backend(options.folder, options.runtime)
         _serve(options.folder, options, options.runtime)
     else:
@@ -64,6 +68,9 @@ def serve_run(folder: Path, options: argparse.Namespace, *, runtime: str, target
         LatheRuntimeError: the server did not start, or ended by itself.
     """
     chosen = _built(folder, target)
+    if options.verify_key is not None:
+        # The repository for Triton is written anew: what it is made from is verified here.
+        check(folder / (chosen.repository or ""), load_verifier(options.verify_key, "--verify-key"))
     with _repository(folder, chosen, runtime) as repository:
         _serve(repository, options, runtime)
 
@@ -113,7 +120,7 @@ def _rewrite(folder: Path, stored: Path, place: Path, target: TargetResult) -> N
         write_repository(
             place,
             name=model.folder.name,
-            onnx=folder / (target.model_file or ""),
+            onnx=model.folder / str(model.versions[-1]) / ONNX,
             signature=record.artifact.signature,
             serving=target.serving,
             hardware=target.hardware,
@@ -134,10 +141,12 @@ def _check_backend(repository: Path, runtime: str) -> None:
 
 def _serve(repository: Path, options: argparse.Namespace, runtime: str) -> None:
     models = [_served(m.config) for m in read_repository(repository)]
-    start = start_lathe if runtime == "lathe" else start_triton
+    where = {"http_port": options.http_port, "grpc_port": options.grpc_port, "host": options.host}
     with (
         _terminable(),
-        start(repository, http_port=options.http_port, grpc_port=options.grpc_port, host=options.host) as server,
+        start_lathe(repository, **where, verify_key=options.verify_key)
+        if runtime == "lathe"
+        else start_triton(repository, **where) as server,
     ):
         server.wait_ready(START_SECONDS)
         _announce(server, models, as_json=getattr(options, "json", False))

@@ -29,6 +29,12 @@ def digest_of(value: object) -> str:
     return "sha256:" + hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def plain(value: Mapping[str, object]) -> dict[str, JsonValue]:
+    """What `canonical_json` writes, as values. Raises as that does."""
+    found: dict[str, JsonValue] = json.loads(canonical_json(value))
+    return found
+
+
 def _plain(value: object) -> JsonValue:
     match value:
         case BaseModel():

@@ -51,6 +51,8 @@ class Metric(StrEnum):
     RMSE = "rmse"
     MAE = "mae"
     R2 = "r2"
+    ECE = "ece"
+    """Expected calibration error; of gates, not of objectives."""
 
 
 class TensorLayout(StrEnum):
@@ -89,6 +91,8 @@ TASK_METRICS: Final = {
     Task.REGRESSION: (Metric.RMSE, Metric.MAE, Metric.R2),
 }
 """Which quality metrics a task has."""
+GATE_METRICS: Final = {**TASK_METRICS, Task.CLASSIFICATION: (*TASK_METRICS[Task.CLASSIFICATION], Metric.ECE)}
+"""Which metrics of the answers a gate of a task may bound."""
 
 
 class ModelSource(ApiModel):
@@ -227,6 +231,9 @@ class Data(ApiModel):
     """Needed by static quantisation."""
     evaluation: DataSource
     """Never trained on; every gate is judged on it."""
+    slices: FieldName | None = None
+    """Field of the evaluation set that says which slice a sample belongs to, such as a site or a device, for gates on
+    worstSliceDrop; by default its class."""
     validation_share: Share = "0.1"
     """Share of the training set that is held out to choose between candidates (never the evaluation set)."""
     preprocessing: Annotated[tuple[Preprocessing, ...], Field(max_length=32)] = ()

@@ -17,6 +17,10 @@ class GateMetric(StrEnum):
     RMSE = "rmse"
     MAE = "mae"
     R2 = "r2"
+    ECE = "ece"
+    """Expected calibration error: how far confidence is from accuracy, over 15 bins of confidence."""
+    WORST_SLICE_DROP = "worstSliceDrop"
+    """The largest loss among the slices of the evaluation set (`data.slices`)."""
     SIZE_RATIO = "sizeRatio"
     PARAMETER_RATIO = "parameterRatio"
     LATENCY_RATIO = "latencyRatio"
@@ -24,10 +28,12 @@ class GateMetric(StrEnum):
 
 
 QUALITY_METRICS: Final = frozenset(
-    {GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.RMSE, GateMetric.MAE, GateMetric.R2}
+    {GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.RMSE, GateMetric.MAE, GateMetric.R2, GateMetric.ECE}
 )
 """Metrics of the answers, as opposed to those of the file and its speed."""
-SHARE_METRICS: Final = frozenset({GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.INT8_COVERAGE})
+DROP_METRICS: Final = QUALITY_METRICS | {GateMetric.WORST_SLICE_DROP}
+"""Metrics that can be bounded by `maxDrop`."""
+SHARE_METRICS: Final = frozenset({GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.INT8_COVERAGE, GateMetric.ECE})
 """Metrics that lie between 0 and 1."""
 
 
@@ -80,7 +86,7 @@ class Gate(ApiModel):
     confidence: Share = "0.95"
     """Certainty with which the bound must hold (one-sided)."""
     min_samples: Annotated[int, Field(ge=1, le=100_000_000)] = 100
-    """Fewer evaluation samples than this give Inconclusive."""
+    """Fewer evaluation samples than this give Inconclusive; of worstSliceDrop: smaller slices are not judged."""
     stages: Annotated[tuple[Name, ...], Field(max_length=32)] = ()
     """After which stages the gate is judged; by default after the last, or after each for baseline Previous."""
     on_fail: OnFail = OnFail.STOP
@@ -93,9 +99,12 @@ class Gate(ApiModel):
         bounds = {"min": self.min, "max": self.max, "maxDrop": self.max_drop}
         given = {name: value for name, value in bounds.items() if value is not None}
         findings = exactly_one((), given, bounds)
-        if self.max_drop is not None and self.metric not in QUALITY_METRICS:
+        if self.max_drop is not None and self.metric not in DROP_METRICS:
             example = 'min: "0.9"' if self.metric is GateMetric.INT8_COVERAGE else 'min: "2.0"'
             findings.append(Finding(("maxDrop",), f"a drop of {self.metric}", f"write {example}: it has no drop"))
+        if self.max_drop is None and given and self.metric is GateMetric.WORST_SLICE_DROP:
+            remedy = 'write maxDrop: "0.05": the metric is a loss'
+            findings.append(Finding((next(iter(given)),), f"a bound on {self.metric}", remedy))
         for name, value in given.items():
             relative = name == "maxDrop" and self.drop_type is DropType.RELATIVE
             if (relative or self.metric in SHARE_METRICS) and not 0 <= float(value) <= 1:

@@ -128,6 +128,14 @@ class StageMetrics(ApiModel):
     """Value of `metric` on the evaluation set, by ONNX Runtime."""
     size_bytes: int
     """Bytes of the ONNX file."""
+    compressed_bytes: int | None = None
+    """Bytes of the ONNX file after deflate, as it travels in archives and container images."""
+    session_bytes: int | None = None
+    """By how much loading it and answering once raises the peak resident memory of a fresh process."""
+    calibration_error: Estimate | None = None
+    """Expected calibration error (Guo et al. 2017) over 15 bins; of classifications."""
+    energy_ratio: float | None = None
+    """Energy of a run of the original / own, where the kernel counts it; above 1 is thriftier."""
     parameters: int
     """Elements of the ONNX file's weights."""
     zeros: int = 0
@@ -161,6 +169,10 @@ class StageRecord(ApiModel):
     """Import, or the stage type."""
     key: Digest
     """Cache key: sha256 over everything that decides the result."""
+    key_fields: dict[str, JsonValue] = {}
+    """What `key` is the digest of, part by part; empty in records of versions before 0.2."""
+    finished_at: float | None = None
+    """Seconds since 1970 (UTC)."""
     config: dict[str, JsonValue]
     """Canonical configuration."""
     inputs: dict[str, Digest]

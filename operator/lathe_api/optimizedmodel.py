@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from lathe_api import choices
 from lathe_api.base import API_VERSION, ApiModel
-from lathe_api.data import TASK_METRICS, Data, DataOrigin, ModelSource, Objective
+from lathe_api.data import GATE_METRICS, Data, DataOrigin, ModelSource, Objective, Task
 from lathe_api.datapolicy import DataPolicy
 from lathe_api.findings import Finding, duplicates, refuse
 from lathe_api.gates import QUALITY_METRICS, Gate, GateMetric
@@ -85,6 +85,10 @@ class OptimizedModelSpec(ApiModel):
         known = known_stage_names(self.recipe.stages) if self.recipe.stages else None
         for index, gate in enumerate(self.gates):
             findings += self._metric_fits(gate.metric, "gates", index)
+            sliced = self.data.slices is not None or self.objective.task is Task.CLASSIFICATION
+            if gate.metric is GateMetric.WORST_SLICE_DROP and not sliced:
+                remedy = "write data.slices: the values of a regression make no slices by themselves"
+                findings.append(Finding(("gates", index, "metric"), gate.metric, remedy))
             for place, stage in enumerate(gate.stages):
                 if known is not None and stage not in known:
                     remedy = f"name a stage of the recipe: {', '.join(known)}"
@@ -104,7 +108,7 @@ class OptimizedModelSpec(ApiModel):
         return findings + [Finding(("search", "choices", *f.loc), f.found, f.remedy) for f in wrong]
 
     def _metric_fits(self, metric: GateMetric, *at: str | int) -> list[Finding]:
-        fitting = TASK_METRICS[self.objective.task]
+        fitting = GATE_METRICS[self.objective.task]
         if metric not in QUALITY_METRICS or metric.value in fitting:
             return []
         remedy = f"write {' or '.join(fitting)}, as objective.task is {self.objective.task}"

@@ -17,6 +17,9 @@ class Store(ApiModel):
     the one that `lathe run --store` names."""
     credentials: SecretRef | None = None
     """Secret with the keys for model, data and store; by default the identity of the service account."""
+    signing_key: SecretRef | None = None
+    """Secret with the private key, under `key.pem`, that the last Job signs what it publishes with (Ed25519 or ECDSA on
+    P-256, PKCS #8 without a password); by default nothing is signed."""
 
 
 class Jobs(ApiModel):

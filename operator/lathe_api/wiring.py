@@ -32,6 +32,11 @@ MODEL_MOUNT: Final = "/mnt/models"
 DIGEST_PARAMETER: Final = "lathe.digest"
 """Parameter of a served model's configuration that holds the sha256 of its artifact."""
 
+SIGNING_KEY: Final = "LATHE_SIGNING_KEY"
+"""Variable: PEM file with the private key that published models are signed with."""
+SIGNING_MOUNT: Final = "/etc/lathe/signing"
+"""Where a Job's pod finds the Secret with that key."""
+
 HTTP_PORT: Final = 8080
 GRPC_PORT: Final = 9000
 

@@ -221,6 +221,8 @@ def _record(request: StageRequest, store: Store, made: MadeRecord, found: _Found
         name=request.name,
         type=request.type,
         key=request.key,
+        key_fields=request.key_fields,
+        finished_at=time.time(),
         config={} if request.stage is None else request.stage.model_dump(mode="json", by_alias=True, exclude_none=True),
         inputs={field: place.digest for field, place in request.locations.items()},
         seed=request.seed,

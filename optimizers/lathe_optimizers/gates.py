@@ -14,13 +14,14 @@ from lathe_api.data import Metric
 from lathe_api.gates import Baseline, Gate, GateMetric
 from lathe_api.manifest import LatencyRatio, StageMetrics
 from lathe_api.summary import GateResult, Verdict
-from lathe_optimizers import quality, remedies
+from lathe_optimizers import quality, remedies, slices
 from lathe_optimizers.quality import Answered
-from lathe_optimizers.statistics import Interval
+from lathe_optimizers.statistics import Interval, mcnemar_exact
 
 QUALITY: Final = {m.value: m for m in Metric}
 SHARES: Final = frozenset({Metric.ACCURACY, Metric.MACRO_F1})
 """Metrics that people read in percentage points."""
+SHOWN_SLICES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Evidence:
     latency_counts: tuple[bool, str]
     """Whether a latency measured here says something about the target, and why not."""
     seed: int
+    metric: Metric = Metric.ACCURACY
+    """Of the objective."""
+    slices: tuple[str, ...] = ()
+    """Slice of each evaluation sample, where a gate asks for it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ def judge(gate: Gate, *, target: str, stage: str, evidence: Evidence) -> GateRes
     """The verdict of one gate on the result of one stage."""
     if gate.metric.value in QUALITY:
         ruling = _quality(gate, QUALITY[gate.metric.value], evidence)
+    elif gate.metric is GateMetric.WORST_SLICE_DROP:
+        ruling = _worst_slice(gate, evidence)
     elif gate.metric is GateMetric.LATENCY_RATIO:
         ruling = _latency(gate, evidence)
     else:
@@ -121,7 +128,47 @@ def _quality(gate: Gate, metric: Metric, evidence: Evidence) -> Ruling:
     )
     if verdict is Verdict.INCONCLUSIVE:
         reason += _samples_needed(interval, limit, samples)
+    if gate.max_drop is not None and metric is Metric.ACCURACY:
+        pairs = quality.pairs(baseline.answered(metric), own)
+        chance = mcnemar_exact(pairs.first, pairs.second)
+        reason += f"; {pairs.first} answers became wrong and {pairs.second} right (exact McNemar p = {chance:.2g})"
     return Ruling(verdict, interval, bound, reason)
+
+
+def _worst_slice(gate: Gate, evidence: Evidence) -> Ruling:
+    # The average over classes says nothing within one class.
+    metric = Metric.ACCURACY if evidence.metric is Metric.MACRO_F1 else evidence.metric
+    baseline = evidence.original if gate.baseline is Baseline.ORIGINAL else evidence.previous
+    confidence = float(gate.confidence)
+    found = slices.worst_slice(
+        baseline.answered(metric),
+        evidence.result.answered(metric),
+        evidence.slices,
+        kind=gate.drop_type,
+        confidence=confidence,
+        min_samples=gate.min_samples,
+        seed=evidence.seed,
+    )
+    bound = f"drop of every slice <= {gate.max_drop} {gate.drop_type.lower()}"
+    left_out = (
+        f"; not judged, with fewer than {gate.min_samples} samples: {_listed(found.small)}" if found.small else ""
+    )
+    if found.worst is None:
+        reason = f"no slice of the evaluation set has {gate.min_samples} samples{left_out}"
+        return Ruling(Verdict.INCONCLUSIVE, None, bound, reason)
+    limit = float(gate.max_drop or "nan")
+    verdict = _verdict(found.interval, limit, larger=False)
+    reason = (
+        f"of {found.judged} slices {found.worst.name} ({found.worst.samples} samples) lost the most of {metric}; the "
+        f"largest drop against the {gate.baseline.lower()} is {_shown(found.interval)} at {confidence:.0%} confidence, "
+        f"{_words(verdict)} the bound {limit:g}{left_out}"
+    )
+    return Ruling(verdict, found.interval, bound, reason)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - SHOWN_SLICES} more" if len(names) > SHOWN_SLICES else ""
+    return ", ".join(names[:SHOWN_SLICES]) + more
 
 
 def _latency(gate: Gate, evidence: Evidence) -> Ruling:

@@ -42,7 +42,12 @@ def stops(gate: Gate, verdict: Verdict) -> bool:
 
 
 def judge_all(
-    due_gates: Sequence[Gate], progress: Progress, answers: Mapping[str, Path], truth: Array, seed: int
+    due_gates: Sequence[Gate],
+    progress: Progress,
+    answers: Mapping[str, Path],
+    truth: Array,
+    seed: int,
+    slices: tuple[str, ...] = (),
 ) -> tuple[GateResult, ...]:
     """Judge gates on the last stage of a target.
 
@@ -52,6 +57,7 @@ def judge_all(
         answers: file of each stage's answers, by stage name.
         truth: targets of the evaluation set.
         seed: of resampling.
+        slices: slice of each evaluation sample, where a gate asks for it.
     """
     done = progress.done
     evidence = gates.Evidence(
@@ -61,6 +67,8 @@ def judge_all(
         path=tuple(gates.StageQuality(d.record.name, d.record.type, d.record.metrics.quality.value) for d in done),
         latency_counts=hardware.latency_counts(progress.target.hardware),
         seed=seed,
+        metric=done[0].record.metrics.metric,
+        slices=slices,
     )
     stage = done[-1].record.name
     return tuple(gates.judge(g, target=progress.target.name, stage=stage, evidence=evidence) for g in due_gates)

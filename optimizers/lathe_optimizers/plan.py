@@ -105,7 +105,7 @@ def nodes(stages: tuple[Stage, ...], targets: tuple[Target, ...], *, until: str 
     return tuple(found)
 
 
-def key_of(
+def key_fields(
     node: Node,
     document: OptimizedModel,
     *,
@@ -115,8 +115,8 @@ def key_of(
     seed: int,
     versions: Mapping[str, str],
     host: str,
-) -> str:
-    """sha256 over everything that decides a stage's result and its measurement.
+) -> dict[str, Any]:
+    """Everything that decides a stage's result and its measurement; its key is the `digest_of` it.
 
     That is: digests of every file of the document, the artifact that goes in, the original, the canonical
     configuration, the seed, the library versions with the digest of the passes' source, the hardware of the target
@@ -126,7 +126,7 @@ def key_of(
     if node.stage is not None:
         stage = node.stage.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NOT_THE_RESULT)
     spec = document.spec
-    fields = {
+    return {
         "type": node.type,
         "stage": stage,
         "format": spec.model.format,
@@ -140,7 +140,6 @@ def key_of(
         "hardware": node.hardware if node.stage is not None and node.stage.type in HARDWARE_STAGES else None,
         "host": host,
     }
-    return digest_of(fields)
 
 
 def revision_of(document: OptimizedModel, digests: Mapping[str, str], seed: int) -> str:
@@ -157,7 +156,12 @@ def revision_of(document: OptimizedModel, digests: Mapping[str, str], seed: int)
 
 
 _SOURCE: Final = {"uri", "digest"}
-_PLACES: Final[Any] = {"train": _SOURCE, "evaluation": _SOURCE, "calibration": {"source": _SOURCE}}
+_PLACES: Final[Any] = {
+    "train": _SOURCE,
+    "evaluation": _SOURCE,
+    "calibration": {"source": _SOURCE},
+    "slices": True,  # for gates, which are judged anew in every run
+}
 
 
 def _files(artifact: ArtifactManifest | None) -> dict[str, str] | None:

@@ -19,6 +19,8 @@ from lathe_optimizers.statistics import Interval
 
 LARGER_IS_BETTER: Final = frozenset({Metric.ACCURACY, Metric.MACRO_F1, Metric.R2})
 SHOWN_CONFIDENCE: Final = 0.95
+CALIBRATION_BINS: Final = 15
+"""Of equal width, as in Guo et al. 2017."""
 
 Answers = NDArray[Any]
 """A model's first output: scores (samples, classes) of a classifier, values (samples, ...) of a regression."""
@@ -52,6 +54,8 @@ def answered(metric: Metric, answers: Answers, target: Answers) -> Answered:
             columns = (predicted(answers) == np.asarray(target).reshape(-1)).astype(np.float64)[:, None]
         case Metric.MACRO_F1:
             columns = _f1_columns(predicted(answers), np.asarray(target).reshape(-1).astype(np.int64))
+        case Metric.ECE:
+            columns = _calibration_columns(np.asarray(answers, np.float64), np.asarray(target).reshape(-1))
         case Metric.RMSE | Metric.MAE | Metric.R2:
             columns = _error_columns(metric, np.asarray(answers, np.float64), np.asarray(target, np.float64))
     return Answered(metric, columns)
@@ -61,6 +65,36 @@ def _f1_columns(found: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[n
     classes = np.unique(truth)
     hit = (found == truth)[:, None] & (truth[:, None] == classes)
     return np.concatenate([hit, found[:, None] == classes, truth[:, None] == classes], axis=1).astype(np.float64)
+
+
+def probabilities(answers: Answers) -> NDArray[np.float64]:
+    """Of each class, shape (samples, classes), from scores of shape (samples, ...).
+
+    Rows that are probabilities already (none negative, sum 1) are taken as they are; others are logits. A single score
+    per sample is the logit of class 1, as `predicted` reads it.
+    """
+    scores = np.asarray(answers, np.float64).reshape(len(answers), -1)
+    if scores.shape[1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+    elif (scores >= 0).all() and np.allclose(scores.sum(1), 1, atol=1e-3):
+        return scores
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def _calibration_columns(answers: NDArray[np.float64], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """A column per bin of confidence: right (0 or 1) less confidence for the samples in it, 0 for the others.
+
+    The expected calibration error is the sum over bins of |mean of the column| (Guo et al. 2017, "On Calibration of
+    Modern Neural Networks", eq. 3): the share of a bin cancels with the size of its averages.
+    """
+    shares = probabilities(answers)
+    confidence = shares.max(1)
+    gap = (predicted(answers) == truth) - confidence
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    columns = np.zeros((len(gap), CALIBRATION_BINS))
+    columns[np.arange(len(gap)), bins] = gap
+    return columns
 
 
 def _error_columns(metric: Metric, answers: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -81,6 +115,8 @@ def _statistic(metric: Metric, means: Means) -> NDArray[np.float64]:
             result = means[:, 0]
         case Metric.RMSE:
             result = np.sqrt(means[:, 0])
+        case Metric.ECE:
+            result = np.abs(means).sum(1)
         case Metric.R2:
             variance = np.maximum(means[:, 2] - means[:, 1] ** 2, np.finfo(np.float64).tiny)
             result = 1 - means[:, 0] / variance
@@ -111,6 +147,11 @@ def _own_interval(own: Answered, confidence: float, *, two_sided: bool, seed: in
         _tails(confidence, two_sided=two_sided),
         seed,
     )
+    if own.metric is Metric.ECE:
+        # Resampling adds to a sum of magnitudes what the sample had added already; reflected, it is taken off again
+        # (the basic bootstrap, Davison and Hinkley 1997, section 5.2).
+        low, high = max(2 * own.value - high, 0.0), max(2 * own.value - low, own.value)
+        low = min(low, own.value)
     return Interval(own.value, low, high)
 
 
@@ -158,9 +199,14 @@ def drop(
 
 
 def _accuracy_drop(original: Answered, result: Answered, confidence: float, *, two_sided: bool) -> Interval:
-    one, two = (_right(a) for a in (original, result))
-    counts = statistics.Pairs(*(int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two)))
+    counts = pairs(original, result)
     return statistics.paired_proportions(counts, statistics.normal_quantile(confidence, two_sided=two_sided))
+
+
+def pairs(original: Answered, result: Answered) -> statistics.Pairs:
+    """Samples by who has them right; of accuracy and macroF1."""
+    one, two = (_right(a) for a in (original, result))
+    return statistics.Pairs(*(int(c.sum()) for c in (one & two, one & ~two, ~one & two, ~one & ~two)))
 
 
 def _right(answers: Answered) -> NDArray[np.bool_]:

@@ -3,12 +3,14 @@
 import itertools
 from typing import TYPE_CHECKING, Final
 
-from lathe_api.gates import Gate, GateMetric
+from lathe_api.gates import DROP_METRICS, Gate, GateMetric
 from lathe_api.summary import Verdict
 
 if TYPE_CHECKING:
     from lathe_optimizers.gates import StageQuality
 
+QUIETER: Final = "Run on a quieter machine of the target's kind, or move the bound away from the measured value"
+MORE_SAMPLES: Final = "Give more evaluation samples, or accept less `confidence` or more loss in the gate"
 _BY_STAGE: Final = {
     "Distill": "a larger student (`distill.student.width`) or more `distill.epochs`",
     "Prune": "a smaller share (`prune.parameters`) or more `prune.finetune.epochs`",
@@ -22,18 +24,18 @@ _BY_METRIC: Final = {
         "Remove structure rather than precision (Prune, a narrower student): int8 alone does not speed up small or "
         "depthwise networks; or lower the bound"
     ),
+    GateMetric.ECE: "Distil with hard labels mixed in (`losses`), or divide the scores by a temperature",
+    GateMetric.WORST_SLICE_DROP: "Give more training and calibration samples of the slice that lost the most",
     GateMetric.INT8_COVERAGE: "Look in the Quantize stage's details for the operators that stayed in floating point",
 }
 
 
 def remedy(gate: Gate, verdict: Verdict, path: "tuple[StageQuality, ...]") -> str:
     """One or two sentences for the user."""
-    if gate.metric in _BY_METRIC:
-        if verdict is Verdict.INCONCLUSIVE:
-            return "Run on a quieter machine of the target's kind, or move the bound away from the measured value"
-        return _BY_METRIC[gate.metric]
     if verdict is Verdict.INCONCLUSIVE:
-        return "Give more evaluation samples, or accept less `confidence` or more loss in the gate"
+        return MORE_SAMPLES if gate.metric in DROP_METRICS else QUIETER
+    if gate.metric in _BY_METRIC:
+        return _BY_METRIC[gate.metric]
     larger = gate.metric in {GateMetric.ACCURACY, GateMetric.MACRO_F1, GateMetric.R2}
     losses = [
         ((before.value - after.value) * (1 if larger else -1), after) for before, after in itertools.pairwise(path)

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from lathe_api.base import ApiModel, Digest
 from lathe_api.data import Data, ModelSource, Objective
@@ -76,3 +76,5 @@ class StageRequest(ApiModel):
     purpose: Purpose = Purpose.FINISH
     checks: TrialChecks | None = None
     """Of purpose Try."""
+    key_fields: dict[str, JsonValue] = {}
+    """What `key` is the digest of."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lathe_api.events import Event, GateJudged, Notice, RunPlanned, StageFinished, StageRef
-from lathe_api.gates import OnFail
+from lathe_api.gates import GateMetric, OnFail
 from lathe_api.manifest import Role, StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Stage
@@ -18,6 +18,8 @@ from lathe_api.targets import Target
 from lathe_optimizers import hardware, judging, locations, outcome, plan, quality, runfolder, versions
 from lathe_optimizers.context import Array, Datasets
 from lathe_optimizers.datasets import check_data, open_datasets
+from lathe_optimizers.datasets.images import ImageFolder
+from lathe_optimizers.datasets.opening import open_source
 from lathe_optimizers.datasets.sources import targets
 from lathe_optimizers.errors import InputError
 from lathe_optimizers.passes import registry
@@ -169,13 +171,17 @@ class _Run:
             progress.add(done, outcome.stage_result(done, progress.target.name))
             answers = {d.record.name: self._answers(d) for d in progress.done} if due else {}
             truth = self.truth() if due else np.empty(0)
-            for gate, verdict in zip(due, judging.judge_all(due, progress, answers, truth, self.seed), strict=True):
+            parts = self._slices() if any(g.metric is GateMetric.WORST_SLICE_DROP for g in due) else ()
+            verdicts = judging.judge_all(due, progress, answers, truth, self.seed, parts)
+            for gate, verdict in zip(due, verdicts, strict=True):
                 progress.judge(verdict, stops=judging.stops(gate, verdict.verdict))
                 self.observe(GateJudged(result=verdict))
 
     def check_before_work(self) -> None:
         """Find out what would end every stage: a store that cannot be written, data that cannot be used."""
         self.store.check()
+        if any(g.metric is GateMetric.WORST_SLICE_DROP for g in self.document.spec.gates):
+            self._slices()  # what is wrong with the field is told before the work
         data = self._open()
         for warning in check_data(data, self.document.spec.objective):
             self.observe(Notice(message=warning))
@@ -190,6 +196,25 @@ class _Run:
 
     def _answers(self, done: Done) -> Path:
         return self.store.get(done.record.artifact.files[Role.PREDICTIONS])
+
+    def _slices(self) -> tuple[str, ...]:
+        """Slice of each evaluation sample: its class, or what the declared field says."""
+        data = self.document.spec.data
+        if data.slices is None:
+            return tuple(f"class {c}" for c in self.truth().reshape(-1).tolist())
+        # Read as a target is: whatever format the set has.
+        source = data.evaluation.model_copy(update={"target": data.slices})
+        path = locations.fetch(self.places[locations.EVALUATION], locations.EVALUATION, self.store)
+        opened = open_source("spec.data.slices", source, path)
+        if isinstance(opened, ImageFolder):
+            remedy = "Leave the field out, and every class is a slice"
+            raise InputError("spec.data.slices", f"{data.slices}: a folder of images has no fields", remedy)
+        found = targets(opened)
+        if found.ndim != 1:
+            raise InputError(
+                "spec.data.slices", f"{data.slices} has shape {found.shape}", "Name a field with one entry per sample"
+            )
+        return tuple(f"{data.slices} {v}" for v in found.tolist())
 
     def _finish(self, folder: Path, progress: dict[str, outcome.Progress], publish: Publish | None) -> Summary:
         results, records, confusion = [], {}, {}

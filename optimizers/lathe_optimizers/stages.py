@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lathe_api.canonical import digest_of, plain
 from lathe_api.events import Event, StageProgress, StageStarted, StageWaiting
 from lathe_api.gates import Gate
 from lathe_api.manifest import ArtifactManifest, StageRecord
@@ -51,9 +53,11 @@ class Inputs:
     versions: Mapping[str, str]
     host: str
 
-    def key(self, node: plan.Node, parent: ArtifactManifest | None, original: ArtifactManifest | None) -> str:
-        """Under which the node's result is kept."""
-        return plan.key_of(
+    def key_fields(
+        self, node: plan.Node, parent: ArtifactManifest | None, original: ArtifactManifest | None
+    ) -> dict[str, Any]:
+        """What decides the node's result."""
+        return plan.key_fields(
             node,
             self.document,
             digests=digests(self.locations),
@@ -63,6 +67,10 @@ class Inputs:
             versions=self.versions,
             host=self.host,
         )
+
+    def key(self, node: plan.Node, parent: ArtifactManifest | None, original: ArtifactManifest | None) -> str:
+        """Under which the node's result is kept."""
+        return digest_of(self.key_fields(node, parent, original))
 
 
 class Stages:
@@ -217,6 +225,7 @@ class Stages:
             versions=dict(self.inputs.versions),
             purpose=purpose,
             checks=checks,
+            key_fields=plain(self.inputs.key_fields(node, self._parent(node), self._original(node))),
         )
 
     def _parent(self, node: plan.Node) -> ArtifactManifest | None:

@@ -86,6 +86,20 @@ def _score_bound(first: int, second: int, samples: int, z: float) -> float:
     return outside
 
 
+def mcnemar_exact(first: int, second: int) -> float:
+    """Two-sided p-value of "neither model is better" from the samples that only one of them has right.
+
+    The exact form of McNemar's test (1947): among discordant samples each side is as likely (a binomial sign test).
+
+    Args:
+        first: samples that only the first has right.
+        second: samples that only the second has right.
+    """
+    count, fewer = first + second, min(first, second)
+    logs = (math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(fewer + 1))
+    return min(1.0, 2 * sum(math.exp(value - count * math.log(2)) for value in logs))
+
+
 def bootstrap_quantiles(
     first: NDArray[np.float64],
     second: NDArray[np.float64],

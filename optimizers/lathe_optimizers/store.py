@@ -109,14 +109,20 @@ class Store:
 
     def record(self, key: str) -> StageRecord | None:
         """The record of a finished stage, if it and every file it lists are whole."""
+        record = self.peek(key)
+        if record is None:
+            return None
+        return record if self._is_whole(record.artifact) and record.key == key else None
+
+    def peek(self, key: str) -> StageRecord | None:
+        """The record of a finished stage, whatever has become of the files that it lists."""
         data = self.place.read(f"stages/{_key(key)}/stage.json")
         if data is None:
             return None
         try:
-            record = StageRecord.model_validate_json(data)
+            return StageRecord.model_validate_json(data)
         except ValidationError:
             return None  # written by another version, or damaged: the stage is done again
-        return record if self._is_whole(record.artifact) and record.key == key else None
 
     def made(self, key: str) -> MadeRecord | None:
         """What a stage made that was not measured to the end, if every file of it is whole."""
@@ -137,6 +143,10 @@ class Store:
     def _is_whole(self, artifact: ArtifactManifest) -> bool:
         blobs = artifact.files.values()
         return all(self.place.has(_blob_name(b.digest), b.digest, b.size) for b in blobs)
+
+    def stages(self) -> tuple[str, ...]:
+        """Keys of all stages that have left something."""
+        return tuple(f"sha256:{name}" for name in self.place.names("stages"))
 
     def publish(self, record: StageRecord) -> None:
         """Write a stage's record; its blobs must be there. Its checkpoints are dropped."""

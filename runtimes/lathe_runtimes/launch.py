@@ -147,6 +147,7 @@ def start_lathe(
     host: str = "127.0.0.1",
     log: Path | None = None,
     threads: int | None = None,
+    verify_key: Path | None = None,
 ) -> RunningServer:
     """Start the Lathe runtime on a model repository.
 
@@ -157,6 +158,7 @@ def start_lathe(
         host: address to listen on.
         log: file for the server's messages (appended); by default they are kept until it stops.
         threads: cores that it may use; by default all.
+        verify_key: public key (PEM); models that are not signed with it are refused.
 
     Raises:
         PortTakenError: a port is taken.
@@ -166,6 +168,8 @@ def start_lathe(
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--stop-with-stdin"]
     if threads is not None:
         command += ["--threads", str(threads)]
+    if verify_key is not None:
+        command += ["--verify-key", str(verify_key)]
     messages = _log(log)
     process = subprocess.Popen(
         command,

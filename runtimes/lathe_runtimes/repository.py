@@ -5,11 +5,12 @@ A model appears in the repository as a whole or not at all: it is written aside,
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,9 +19,13 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from lathe_api.manifest import Signature
 from lathe_api.targets import Hardware, Serving
+from lathe_runtimes import provenance
 from lathe_runtimes.errors import InputError, RepositoryError
 from lathe_runtimes.modelconfig import DIGEST_PARAMETER, Profile, build_config, config_text, parse_config
+from lathe_runtimes.provenance import Verifier
 
+Sign = Callable[[Mapping[str, str]], bytes]
+"""From `sha256:…` of each file by path to the signed envelope."""
 CONFIG: Final = "config.pbtxt"
 ONNX: Final = "model.onnx"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -37,6 +42,8 @@ class StoredModel:
     config: ModelConfig
     versions: tuple[int, ...]
     """The versions that the version policy serves, ascending."""
+    attested: Mapping[str, str] | None = None
+    """`sha256:…` of each file by path below `folder`, as signed; None where no signature was asked for."""
 
     @property
     def digest(self) -> str | None:
@@ -57,6 +64,7 @@ def write_repository(  # noqa: PLR0913 a model's publication has this many indep
     profile: Profile,
     version: int = 1,
     threads: int | None = None,
+    sign: Sign | None = None,
 ) -> Path:
     """Write one model; a model of the same name is replaced as a whole.
 
@@ -71,12 +79,14 @@ def write_repository(  # noqa: PLR0913 a model's publication has this many indep
         profile: which backend runs it.
         version: 1 or more.
         threads: threads of one inference; by default the backend's choice.
+        sign: makes the envelope that is put beside the files; by default they are not signed.
 
     Returns:
         The model's folder.
 
     Raises:
         InputError: the name could leave the repository, the file is missing, or the mode does not fit the model.
+        ProvenanceError: what is about to be published is not what was built.
         RepositoryError: the disk refuses (full, no permission). Nothing half-written is left.
     """
     check_name(name)
@@ -103,6 +113,8 @@ def write_repository(  # noqa: PLR0913 a model's publication has this many indep
             if profile is Profile.PYTHON:
                 _copy(_PYTHON_MODEL, weights / "model.py")
             _write(folder / CONFIG, config_text(config).encode())
+            if sign is not None:
+                _sign(folder, f"{version}/{ONNX}", digest, sign)
             for written in (weights, folder):
                 _flush(written)
             _swap(folder, root / name, aside / "old")
@@ -112,16 +124,21 @@ def write_repository(  # noqa: PLR0913 a model's publication has this many indep
     return root / name
 
 
-def read_repository(root: Path) -> tuple[StoredModel, ...]:
+def read_repository(root: Path, verifier: Verifier | None = None) -> tuple[StoredModel, ...]:
     """The models of a repository, by name. Hidden folders are no models.
 
+    Args:
+        root: the repository.
+        verifier: accept only models whose provenance is signed with this key.
+
     Raises:
+        ProvenanceError: a model is not signed with the key, or its configuration is not the one that was.
         InputError: the folder is missing, or a model in it has no usable configuration or version.
     """
     if not root.is_dir():
         raise InputError(str(root), "no such folder", "Give a model repository (flag --repository).")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return tuple(_read(folder) for folder in folders)
+    return tuple(_read(folder, verifier) for folder in folders)
 
 
 def check_name(name: str) -> None:
@@ -134,10 +151,17 @@ def check_name(name: str) -> None:
         raise InputError("model name", repr(name), "Start with a letter or digit; go on with letters, digits, . _ -")
 
 
-def _read(folder: Path) -> StoredModel:
+def _read(folder: Path, verifier: Verifier | None) -> StoredModel:
     path = folder / CONFIG
+    attested = None
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if verifier is not None:
+            signed = provenance.opened(provenance.read_envelope(folder), verifier, str(folder / provenance.ENVELOPE))
+            attested = provenance.subjects_of(signed)
+            # The very bytes that are used, so that nobody can change them in between.
+            provenance.compare(path, f"sha256:{hashlib.sha256(content).hexdigest()}", attested.get(CONFIG))
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"cannot be read: {error}", "Every model folder needs its config.pbtxt.") from error
     config = parse_config(text, str(path))
@@ -149,7 +173,7 @@ def _read(folder: Path) -> StoredModel:
     versions = _served(config, present)
     if not versions:
         raise InputError(str(folder), f"no version to serve among {present}", "Add a folder named 1 with the model.")
-    return StoredModel(folder, config, versions)
+    return StoredModel(folder, config, versions, attested)
 
 
 def _served(config: ModelConfig, present: list[int]) -> tuple[int, ...]:
@@ -161,6 +185,12 @@ def _served(config: ModelConfig, present: list[int]) -> tuple[int, ...]:
             return tuple(version for version in present if version in policy.specific.versions)
         case _:
             return tuple(present[-max(policy.latest.num_versions, 1) :])
+
+
+def _sign(folder: Path, model: str, built: str, sign: Sign) -> None:
+    found = provenance.digests(folder)
+    provenance.compare(folder / model, found.get(model), built)
+    _write(folder / provenance.ENVELOPE, sign(found))
 
 
 @contextlib.contextmanager

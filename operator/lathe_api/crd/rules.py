@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from lathe_api import base
-from lathe_api.data import TASK_METRICS
-from lathe_api.gates import QUALITY_METRICS, SHARE_METRICS
+from lathe_api.data import GATE_METRICS, TASK_METRICS
+from lathe_api.gates import DROP_METRICS, QUALITY_METRICS, SHARE_METRICS
 from lathe_api.recipe import StageType
 
 
@@ -87,9 +87,9 @@ def _task_rule(metrics: str, where: str, field: str) -> Rule:
     quality = _metrics({m.value for m in QUALITY_METRICS})
     fits = " || ".join(
         f"(self.objective.task == '{task.value}' && m in {_metrics({m.value for m in fitting})})"
-        for task, fitting in TASK_METRICS.items()
+        for task, fitting in GATE_METRICS.items()
     )
-    told = "; ".join(f"{task.value}: {', '.join(fitting)}" for task, fitting in TASK_METRICS.items())
+    told = "; ".join(f"{task.value}: {', '.join(fitting)}" for task, fitting in GATE_METRICS.items())
     return Rule(f"{where}{metrics}.all(m, !(m in {quality}) || {fits})", f"write a metric of the task ({told})", field)
 
 
@@ -276,9 +276,10 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
         _exactly_one("min", "max", "maxDrop"),
         _only_with(
             "maxDrop",
-            f"self.metric in {_metrics({m.value for m in QUALITY_METRICS})}",
+            f"self.metric in {_metrics({m.value for m in DROP_METRICS})}",
             'write min: "2.0", for example: only qualities have a drop',
         ),
+        _needed_with("maxDrop", "self.metric == 'worstSliceDrop'", 'write maxDrop: "0.05": the metric is a loss'),
         *(_within_unit(f) for f in ("min", "max", "maxDrop")),
     ),
     "RolloutCheck": (
@@ -401,6 +402,12 @@ SPEC_RULES: Final[dict[str, tuple[Rule, ...]]] = {
             ".data",
         ),
         _task_rule("self.gates.map(g, g.metric)", "!has(self.gates) || ", ".gates"),
+        Rule(
+            "self.objective.task != 'Regression' || has(self.data.slices) || !has(self.gates) || "
+            "!self.gates.exists(g, g.metric == 'worstSliceDrop')",
+            "write data.slices: the values of a regression make no slices by themselves",
+            ".gates",
+        ),
         _task_rule("self.search.goals.map(g, g.metric)", "!has(self.search) || ", ".search.goals"),
         Rule(
             f"!has(self.gates) || {_INLINE}self.gates.all(g, !has(g.stages) || g.stages.all(n, "

@@ -6,17 +6,19 @@ from typing import Final
 
 import numpy as np
 
-from lathe_api.data import Objective
-from lathe_api.manifest import Estimate, LatencyRatio, StageMetrics
+from lathe_api.data import Metric, Objective, Task
+from lathe_api.manifest import Estimate, StageMetrics
 from lathe_optimizers import quality
 from lathe_optimizers.context import Array, Dataset, batches
 from lathe_optimizers.datasets.sources import targets
 from lathe_optimizers.errors import InputError
-from lathe_optimizers.passes import onnx_files
+from lathe_optimizers.passes import energy as energy_counters
+from lathe_optimizers.passes import footprint, onnx_files
 from lathe_optimizers.passes.kernels import count_kernels
 from lathe_optimizers.passes.latency import latency_ratio
 
 BATCH: Final = 64
+ENERGY_SECONDS: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,18 @@ def measure(
         InputError: an answer is NaN or infinite.
     """
     answers = checked(predict(onnx, data, threads=threads))
-    latency = None
-    if baseline is not None:
-        latency = timed(onnx, baseline, data, batch=latency_batch, budget_seconds=latency_seconds)
     found = quality.estimate(quality.answered(objective.metric, answers, targets(data)), seed)
-    return Measurement(metrics_of(onnx, objective, found, latency), answers)
+    metrics = with_runs(
+        metrics_of(onnx, objective, found),
+        onnx,
+        answers=answers,
+        baseline=baseline,
+        data=data,
+        latency_batch=latency_batch,
+        latency_seconds=latency_seconds,
+        seed=seed,
+    )
+    return Measurement(metrics, answers)
 
 
 def checked(answers: Array) -> Array:
@@ -76,12 +85,36 @@ def checked(answers: Array) -> Array:
     return answers
 
 
-def timed(onnx: Path, baseline: Path, data: Dataset, *, batch: int, budget_seconds: float) -> LatencyRatio:
-    """Paired latency on one thread, so that it compares between machines."""
-    return latency_ratio(baseline, onnx, _feed(onnx, data, batch), threads=1, budget_seconds=budget_seconds)
+def with_runs(
+    known: StageMetrics,
+    onnx: Path,
+    *,
+    answers: Array,
+    baseline: Path | None,
+    data: Dataset,
+    latency_batch: int,
+    latency_seconds: float,
+    seed: int,
+) -> StageMetrics:
+    """`known` with what only running the file tells: memory, time, energy, and how far its scores are probabilities."""
+    latency = energy = calibration = None
+    feed = _feed(onnx, data, latency_batch)
+    if baseline is not None:
+        latency = latency_ratio(baseline, onnx, feed, threads=1, budget_seconds=latency_seconds)
+        energy = _energy(baseline, onnx, feed)
+    if known.task is Task.CLASSIFICATION:
+        calibration = quality.estimate(quality.answered(Metric.ECE, answers, targets(data)), seed)
+    return known.model_copy(
+        update={
+            "session_bytes": footprint.session_bytes(onnx, feed),
+            "calibration_error": calibration,
+            "energy_ratio": energy,
+            "latency": latency,
+        }
+    )
 
 
-def metrics_of(onnx: Path, objective: Objective, found: Estimate, latency: LatencyRatio | None) -> StageMetrics:
+def metrics_of(onnx: Path, objective: Objective, found: Estimate) -> StageMetrics:
     """What the file tells, beside what was measured."""
     elements, zeros = onnx_files.weight_counts(onnx)
     return StageMetrics(
@@ -89,11 +122,19 @@ def metrics_of(onnx: Path, objective: Objective, found: Estimate, latency: Laten
         task=objective.task,
         quality=found,
         size_bytes=onnx.stat().st_size,
+        compressed_bytes=footprint.compressed_bytes(onnx),
         parameters=elements,
         zeros=zeros,
         kernels=count_kernels(onnx),
-        latency=latency,
+        latency=None,
     )
+
+
+def _energy(baseline: Path, onnx: Path, feed: dict[str, Array]) -> float | None:
+    if not energy_counters.counters():
+        return None
+    first, second = onnx_files.session(baseline, 1), onnx_files.session(onnx, 1)
+    return energy_counters.energy_ratio(lambda: first.run(None, feed), lambda: second.run(None, feed), ENERGY_SECONDS)
 
 
 def predict(onnx: Path, data: Dataset, *, batch: int = BATCH, threads: int = 1) -> Array:

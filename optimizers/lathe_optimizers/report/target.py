@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from lathe_api.manifest import LatencyRatio, Role, StageMetrics, StageRecord
+from lathe_api.manifest import Estimate, LatencyRatio, Role, StageMetrics, StageRecord
 from lathe_api.summary import GateResult, Overall, StageResult, TargetResult, TargetState, Verdict
 from lathe_optimizers.report import charts, confusion, words
 from lathe_optimizers.report.markup import NOTHING, Html, h, join
@@ -194,7 +194,19 @@ def _gate(gate: GateResult, latency: LatencyRatio | None) -> Html:
 def _stage_table(stages: Sequence[StageResult]) -> Html:
     first = stages[0].metrics
     metric = first.metric.value
-    columns = ["Stage", words.metric_name(metric), "Size", "Parameters", "Speed", "int8 kernels", "Time", "Memory"]
+    columns = [
+        "Stage",
+        words.metric_name(metric),
+        "Size",
+        "Compressed",
+        "In memory",
+        "Calibration error",
+        "Parameters",
+        "Speed",
+        "int8 kernels",
+        "Time",
+        "Memory",
+    ]
     caption = "Every stage measured on the evaluation set; small figures are 95% intervals and ratios to the original"
     return table(caption, columns, [_stage_row(stage, first) for stage in stages], class_="stages")
 
@@ -204,23 +216,33 @@ def _stage_row(stage: StageResult, first: StageMetrics) -> list[Html]:
     metric, quality, latency = m.metric.value, m.quality, m.latency
     spread = words.between(words.quality(metric, quality.low), words.quality(metric, quality.high))
     zeros = f"{words.percent(m.zeros / m.parameters, 0)} zeros" if m.zeros and m.parameters else ""
+    energy = "" if m.energy_ratio is None else f", energy {words.times(m.energy_ratio)}"
     if latency is None:
         speed = _two(words.NONE, "")
     else:
         ends = words.between(words.times(latency.low), words.times(latency.high))
-        speed = _two(words.times(latency.value), f"{ends}, noise {words.noise(latency)}")
+        speed = _two(words.times(latency.value), f"{ends}, noise {words.noise(latency)}{energy}")
     kernels = m.kernels.int8 + m.kernels.float32
     ratio = words.times(first.size_bytes / m.size_bytes) if m.size_bytes else ""
     return [
         _two(stage.name, f"{stage.type}, cached" if stage.cached else stage.type),
         _two(words.quality(metric, quality.value), spread),
         _two(words.size(m.size_bytes), ratio if m is not first else ""),
+        _two(words.NONE if m.compressed_bytes is None else words.size(m.compressed_bytes), ""),
+        _two(words.NONE if m.session_bytes is None else words.size(m.session_bytes), ""),
+        _calibration(m.calibration_error),
         _two(f"{m.parameters:,}", zeros),
         speed,
         _two(f"{m.kernels.int8} of {kernels}" if kernels else words.NONE, ""),
         _two(words.duration(stage.seconds), ""),
         _two(words.size(stage.peak_memory_bytes), ""),
     ]
+
+
+def _calibration(error: Estimate | None) -> Html:
+    if error is None:
+        return _two(words.NONE, "")
+    return _two(words.percent(error.value), words.between(words.percent(error.low), words.percent(error.high)))
 
 
 def _two(main: str, small: str) -> Html:

@@ -19,6 +19,8 @@ _METRICS: Final = {
     "rmse": "RMSE",
     "mae": "MAE",
     "r2": "R²",
+    "ece": "Calibration error (ECE)",
+    "worstSliceDrop": "Largest loss of a slice",
     "sizeRatio": "Size ratio",
     "parameterRatio": "Parameter ratio",
     "latencyRatio": "Latency ratio",
@@ -44,7 +46,7 @@ def is_share(metric: str) -> bool:
 
 def larger_is_better(metric: str) -> bool:
     """Whether a larger value of a task metric is better."""
-    return metric not in {Metric.RMSE.value, Metric.MAE.value}
+    return metric not in {Metric.RMSE.value, Metric.MAE.value, Metric.ECE.value}
 
 
 def number(value: float, digits: int = 4) -> str:

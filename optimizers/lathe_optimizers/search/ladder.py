@@ -66,7 +66,7 @@ class Ladder:
         """
         data = self._context.data.evaluation
         with self._timing(TrialCheck.STRUCTURE):
-            structure = measure.metrics_of(self._onnx, self._context.objective, _UNKNOWN, None)
+            structure = measure.metrics_of(self._onnx, self._context.objective, _UNKNOWN)
             self._judge(TrialCheck.STRUCTURE, self._of_the_file(), structure, None, np.arange(0))
         if self.stopped is None:
             with self._timing(TrialCheck.PARITY):
@@ -87,14 +87,17 @@ class Ladder:
         if self.stopped is not None or self._context.original is None:
             return None
         with self._timing(TrialCheck.LATENCY):
-            latency = measure.timed(
+            metrics = measure.with_runs(
+                metrics,
                 self._onnx,
-                self._context.original.files[Role.ONNX],
-                data,
-                batch=latency_batch,
-                budget_seconds=latency_seconds,
+                answers=answers,
+                baseline=self._context.original.files[Role.ONNX],
+                data=data,
+                latency_batch=latency_batch,
+                latency_seconds=latency_seconds,
+                seed=self._context.seed,
             )
-        return measure.Measurement(metrics.model_copy(update={"latency": latency}), answers)
+        return measure.Measurement(metrics, answers)
 
     def _of_the_file(self) -> tuple[Gate, ...]:
         return tuple(g for g in self._checks.gates if g.metric in OF_THE_FILE)

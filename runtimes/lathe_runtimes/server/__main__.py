@@ -12,18 +12,19 @@ from pathlib import Path
 import uvloop
 
 from lathe_runtimes.errors import InputError, LatheRuntimeError
+from lathe_runtimes.provenance import load_verifier
 from lathe_runtimes.server.app import SWITCH_SECONDS, Options, serve
 from lathe_runtimes.server.model import available_cores
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve a model repository until SIGTERM or SIGINT."""
-    options = _options(arguments)
     # A parent that waits for these signals has them blocked, and its children inherit that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
+        options = _options(arguments)
         uvloop.run(serve(options, lambda line: print(line, flush=True)))  # noqa: T201 the parent reads this line
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -44,6 +45,7 @@ def _options(arguments: list[str] | None) -> Options:
     parser.add_argument("--grpc-port", type=_port, default=8001, help="0 for a free port (default 8001)")
     parser.add_argument("--threads", type=_positive, default=available_cores(), help="cores to use (default: all)")
     parser.add_argument("--max-body-mib", type=_positive, default=64, help="largest request (default 64)")
+    parser.add_argument("--verify-key", type=Path, help="public key (PEM): load only models that are signed with it")
     parser.add_argument("--stop-with-stdin", action="store_true", help="stop when the standard input ends")
     found = parser.parse_args(arguments)
     return Options(
@@ -54,6 +56,7 @@ def _options(arguments: list[str] | None) -> Options:
         threads=found.threads,
         max_body_bytes=found.max_body_mib * 1024 * 1024,
         stop_with_stdin=found.stop_with_stdin,
+        verifier=None if found.verify_key is None else load_verifier(found.verify_key, "--verify-key"),
     )
 
 

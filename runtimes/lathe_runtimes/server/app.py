@@ -18,6 +18,7 @@ import grpc
 
 from lathe_runtimes.errors import PortTakenError
 from lathe_runtimes.ports import bind
+from lathe_runtimes.provenance import Verifier
 from lathe_runtimes.repository import read_repository
 from lathe_runtimes.server.grpc_service import GrpcService
 from lathe_runtimes.server.http import Connection, Connections, Limits
@@ -44,6 +45,8 @@ class Options:
     max_body_bytes: int
     stop_with_stdin: bool
     """Stop when the standard input ends: the parent is gone."""
+    verifier: Verifier | None = None
+    """Load only what is signed with this key."""
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
@@ -56,6 +59,7 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
     Raises:
         InputError: the repository cannot be read, or a port is taken (found before the models are loaded).
         ModelLoadError: a model cannot be served.
+        ProvenanceError: a model is not signed with the key that was asked for, or was changed since.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -67,7 +71,7 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
     with bind(options.host, options.http_port, "--http-port") as listener:
         remote = _grpc_server(limits)
         grpc_port = _bind_grpc(remote, options)
-        registry = load_models(read_repository(options.repository), threads=options.threads)
+        registry = load_models(read_repository(options.repository, options.verifier), threads=options.threads)
         remote.add_generic_rpc_handlers((GrpcService(registry, _version()).handlers(),))
         connections = Connections(limits)
         handle = Api(registry, _version()).handle

@@ -18,6 +18,7 @@ from lathe_runtimes.backends.onnxruntime_backend import OnnxSession, zeros
 from lathe_runtimes.datatypes import BY_CONFIG, Array, Datatype
 from lathe_runtimes.errors import ModelLoadError
 from lathe_runtimes.modelconfig import DIGEST_PARAMETER, ONNX_PLATFORM, THREADS_PARAMETER
+from lathe_runtimes.provenance import compare
 from lathe_runtimes.repository import ONNX, StoredModel
 from lathe_runtimes.server.engine import Engine, Feeds, Result, Sessions, measure_costs
 from lathe_runtimes.server.errors import Kind, RequestError
@@ -300,6 +301,7 @@ def _verified(stored: StoredModel, path: Path, content: bytes) -> str:
 
     Raises:
         ModelLoadError: it is something else.
+        ProvenanceError: it is not what was signed, where that was asked for.
     """
     found = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if stored.digest is not None and stored.digest != found:
@@ -307,6 +309,8 @@ def _verified(stored: StoredModel, path: Path, content: bytes) -> str:
             f"model {stored.config.name!r}: {path} has {found}, but its configuration promises {stored.digest}: the "
             "file was changed after it was published. Restore it, or publish the model again"
         )
+    if stored.attested is not None:
+        compare(path, found, stored.attested.get(path.relative_to(stored.folder).as_posix()))
     return found
 
 

@@ -50,7 +50,8 @@ def test_descriptions_and_defaults_reach_the_editor():
     assert gate["maxDrop"]["description"] == "The value may be worse than the baseline's by at most this."
     assert gate["minSamples"] == {
         "default": 100,
-        "description": "Fewer evaluation samples than this give Inconclusive.",
+        "description": "Fewer evaluation samples than this give Inconclusive; of worstSliceDrop: "
+        "smaller slices are not judged.",
         "maximum": 100_000_000,
         "minimum": 1,
         "type": "integer",

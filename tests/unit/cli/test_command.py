@@ -97,7 +97,7 @@ def command(tmp_path, monkeypatch, capsys):
     project.change(recipe={"stages": [{"name": "onnx", "type": "Export", "export": {}}]})
 
     def call(outcome, *arguments):
-        def execute(document, options, observe):
+        def execute(document, options, observe, key):
             assert document.metadata.name == "patterns"
             assert options.base == project.folder
             if isinstance(outcome, BaseException):
@@ -194,15 +194,26 @@ def test_a_dry_run_for_machines_is_one_json_document(command, monkeypatch):
 
 
 def test_a_run_without_the_runtimes_writes_no_repository_and_says_so(monkeypatch):
-    def missing(name):
+    def missing(document, key):
         raise ModuleNotFoundError("No module named 'tritonclient'", name="tritonclient")
 
     told, published = [], []
     monkeypatch.setattr(run, "_publisher", missing)
     monkeypatch.setattr(run, "execute", lambda document, options, observe, publish: published.append(publish))
-    run._execute(OptimizedModel.model_construct(metadata=ObjectMeta(name="patterns")), None, told.append)
+    run._execute(OptimizedModel.model_construct(metadata=ObjectMeta(name="patterns")), None, told.append, None)
     assert published == [None]
     assert [n.message for n in told if 'install "lathe-platform[runtimes]"' in n.message]
+
+
+@pytest.mark.parametrize(("key", "variable"), [(Path("key.pem"), ""), (None, "key.pem")], ids=["flag", "variable"])
+def test_nothing_is_left_unsigned_for_want_of_the_runtimes(monkeypatch, key, variable):
+    def missing(document, key):
+        raise ModuleNotFoundError("No module named 'tritonclient'", name="tritonclient")
+
+    monkeypatch.setattr(run, "_publisher", missing)
+    monkeypatch.setenv("LATHE_SIGNING_KEY", variable)
+    with pytest.raises(ModuleNotFoundError):
+        run._execute(OptimizedModel.model_construct(metadata=ObjectMeta(name="patterns")), None, [].append, key)
 
 
 def test_a_reader_of_a_pipe_may_leave():

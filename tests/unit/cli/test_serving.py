@@ -112,7 +112,7 @@ def test_a_run_is_served_until_it_is_stopped(run_folder, started, end, capsys):
     before = signal.getsignal(signal.SIGTERM)
     assert main.main(["serve", str(run_folder), "--serve-seconds", "5"]) == 0
     assert started.found == [
-        ("lathe", ["onnxruntime_onnx"], {"http_port": 0, "grpc_port": 0, "host": "127.0.0.1"}),
+        ("lathe", ["onnxruntime_onnx"], {"http_port": 0, "grpc_port": 0, "host": "127.0.0.1", "verify_key": None}),
     ]
     assert started.server.stopped
     assert started.server.limit == 5

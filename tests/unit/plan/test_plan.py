@@ -4,6 +4,7 @@ import pytest
 from support.documents import document
 from support.records import artifact
 
+from lathe_api.canonical import digest_of
 from lathe_api.manifest import Blob
 from lathe_optimizers import plan
 from lathe_optimizers.errors import InputError
@@ -72,8 +73,10 @@ def key(stages=(PRUNE,), *, node=1, seed=0, versions=VERSIONS, digests=DIGESTS, 
     model = document(stages=list(stages), targets=list(targets), **(data or {}))
     nodes = plan.nodes(plan.stage_list(model), plan.select(model, ()))
     origin = artifact(Blob(digest="sha256:" + "7" * 64, size=1))
-    return plan.key_of(
-        nodes[node], model, digests=digests, parent=origin, original=origin, seed=seed, versions=versions, host=host
+    return digest_of(
+        plan.key_fields(
+            nodes[node], model, digests=digests, parent=origin, original=origin, seed=seed, versions=versions, host=host
+        )
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lathe_optimizers.statistics import (
     Pairs,
     bootstrap_quantiles,
+    mcnemar_exact,
     median_interval,
     normal_quantile,
     paired_proportions,
@@ -94,3 +95,14 @@ def test_the_median_interval_covers_at_its_confidence():
     found = [median_interval(rng.standard_exponential(25), 0.95) for _ in range(2000)]
     share = np.mean([i.low <= math.log(2) <= i.high for i in found])
     assert 0.94 <= share <= 0.985
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 0.021484375), (10, 100, 0.0)],
+    ids=str,
+)
+def test_mcnemar_is_the_sign_test_of_discordant_samples(first, second, expected):
+    found = mcnemar_exact(first, second)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert found == pytest.approx(mcnemar_exact(second, first))

@@ -6,7 +6,16 @@ from lathe_api.base import number, seconds
 from lathe_api.recipe import StageResources
 from lathe_api.store import Jobs
 from lathe_api.targets import Pool
-from lathe_api.wiring import EXIT_BAD_INPUT, LABEL_SEGMENT, REVISION_FILE, REVISION_KEY, SCRATCH, VOLUMES
+from lathe_api.wiring import (
+    EXIT_BAD_INPUT,
+    LABEL_SEGMENT,
+    REVISION_FILE,
+    REVISION_KEY,
+    SCRATCH,
+    SIGNING_KEY,
+    SIGNING_MOUNT,
+    VOLUMES,
+)
 from lathe_operator.plan import names
 from lathe_operator.plan.observed import Json
 from lathe_operator.plan.resolve import places
@@ -104,6 +113,13 @@ def _pod(segment: Segment, revision: Json, jobs: Jobs, settings: Settings) -> Js
     credentials = revision["spec"]["store"].get("credentials")
     if credentials is not None:
         container["envFrom"] = [{"secretRef": {"name": credentials["name"]}}]
+    volumes = []
+    signing = revision["spec"]["store"].get("signingKey")
+    if signing is not None and segment.last:
+        # Stages of earlier segments publish nothing, and so never see the key.
+        container["env"].append({"name": SIGNING_KEY, "value": f"{SIGNING_MOUNT}/key.pem"})
+        container["volumeMounts"].append({"name": "signing", "mountPath": SIGNING_MOUNT, "readOnly": True})
+        volumes.append({"name": "signing", "secret": {"secretName": signing["name"], "defaultMode": 0o440}})
     return {
         "restartPolicy": "Never",
         "serviceAccountName": pool.service_account_name or revision["metadata"]["name"],
@@ -122,6 +138,7 @@ def _pod(segment: Segment, revision: Json, jobs: Jobs, settings: Settings) -> Js
             {"name": "scratch", "emptyDir": {}},
             *({"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": c}} for i, c in enumerate(claims)),
             *settings.stage_volumes,
+            *volumes,
         ],
         **placement(pool),
     }

@@ -225,3 +225,13 @@ def test_how_far_a_search_is_shows_in_the_model():
     world.settle()
     assert world.summary == "Searching (3 of 20 trials)"
     assert world.model["status"]["search"] == told
+
+
+def test_the_job_that_publishes_is_given_the_signing_key():
+    job = first_job(store=SPEC["store"] | {"signingKey": {"name": "signer"}})
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {"name": "LATHE_SIGNING_KEY", "value": "/etc/lathe/signing/key.pem"} in container["env"]
+    assert {"name": "signing", "mountPath": "/etc/lathe/signing", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "signing", "secret": {"secretName": "signer", "defaultMode": 0o440}} in pod["volumes"]
+    assert "signing" not in str(first_job()["spec"]["template"]["spec"]["volumes"])
