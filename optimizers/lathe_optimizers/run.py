@@ -1,14 +1,14 @@
 """Takes a document from its inputs to a run folder: plan, do the stages, judge the gates, write the result."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lathe_api.events import Event, GateJudged, Notice, RunPlanned, StageFinished, StageRef
-from lathe_api.gates import GateMetric, OnFail
+from lathe_api.gates import Gate, GateMetric, OnFail
 from lathe_api.manifest import Role, StageRecord
 from lathe_api.optimizedmodel import OptimizedModel
 from lathe_api.recipe import Stage
@@ -171,8 +171,7 @@ class _Run:
             progress.add(done, outcome.stage_result(done, progress.target.name))
             answers = {d.record.name: self._answers(d) for d in progress.done} if due else {}
             truth = self.truth() if due else np.empty(0)
-            parts = self._slices() if any(g.metric is GateMetric.WORST_SLICE_DROP for g in due) else ()
-            verdicts = judging.judge_all(due, progress, answers, truth, self.seed, parts)
+            verdicts = judging.judge_all(due, progress, answers, truth, self.seed, self.slices(due))
             for gate, verdict in zip(due, verdicts, strict=True):
                 progress.judge(verdict, stops=judging.stops(gate, verdict.verdict))
                 self.observe(GateJudged(result=verdict))
@@ -180,8 +179,7 @@ class _Run:
     def check_before_work(self) -> None:
         """Find out what would end every stage: a store that cannot be written, data that cannot be used."""
         self.store.check()
-        if any(g.metric is GateMetric.WORST_SLICE_DROP for g in self.document.spec.gates):
-            self._slices()  # what is wrong with the field is told before the work
+        self.slices(self.document.spec.gates)  # what is wrong with the field is told before the work
         data = self._open()
         for warning in check_data(data, self.document.spec.objective):
             self.observe(Notice(message=warning))
@@ -197,8 +195,10 @@ class _Run:
     def _answers(self, done: Done) -> Path:
         return self.store.get(done.record.artifact.files[Role.PREDICTIONS])
 
-    def _slices(self) -> tuple[str, ...]:
-        """Slice of each evaluation sample: its class, or what the declared field says."""
+    def slices(self, due: Sequence[Gate]) -> tuple[str, ...]:
+        """Slice of each evaluation sample, its class or what the declared field says; none if no gate asks for it."""
+        if all(g.metric is not GateMetric.WORST_SLICE_DROP for g in due):
+            return ()
         data = self.document.spec.data
         if data.slices is None:
             return tuple(f"class {c}" for c in self.truth().reshape(-1).tolist())
@@ -303,6 +303,7 @@ class _Searching:
             inputs=self._inputs,
             before_work=self._check_once,
             truth=base.truth,
+            slices=base.slices,
             observe=base.observe,
         )
         decided: dict[str, object] = {

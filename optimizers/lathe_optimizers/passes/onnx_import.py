@@ -91,6 +91,10 @@ def read(path: Path, shown: str) -> onnx.ModelProto:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError as e:
         raise InputError(shown, "not an ONNX file", "Give a model written by onnx.save.") from e
+    try:
+        _read_texts(model)
+    except UnicodeDecodeError as e:
+        raise InputError(shown, "a damaged file: a name in it is not text", "Export the model again.") from e
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise UnsafeFileError(
@@ -108,7 +112,7 @@ def read(path: Path, shown: str) -> onnx.ModelProto:
             )
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as e:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as e:  # its messages quote what is no text
         raise InputError(shown, f"not a valid model ({_first_line(e)})", "Export the model again.") from e
     return model
 
@@ -158,6 +162,19 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     return (part for part in onnx_files.parts(model) if isinstance(part, onnx.NodeProto))
+
+
+def _read_texts(model: onnx.ModelProto) -> None:
+    """Decode every name once: protobuf does so when a text is first looked at, which may be anywhere."""
+    for part in onnx_files.parts(model):
+        if isinstance(part, onnx.TensorProto):
+            _ = part.name, part.doc_string
+        else:
+            part.ListFields()
+        if isinstance(part, onnx.ValueInfoProto):
+            _ = [dim.dim_param for dim in part.type.tensor_type.shape.dim]
+    for versions in model.opset_import:
+        _ = versions.domain
 
 
 def _first_line(error: Exception) -> str:

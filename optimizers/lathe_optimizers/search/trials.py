@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lathe_api.data import Metric
 from lathe_api.events import Event, StageProgress, TrialProgress
-from lathe_api.gates import GateMetric
+from lathe_api.gates import Gate, GateMetric
 from lathe_api.manifest import Role
 from lathe_api.search import Direction, Search
 from lathe_api.searchresult import Trial, TrialCheck, TrialMeasures, TrialState, TrialValue
@@ -34,6 +34,7 @@ class Ground:
     inputs: Callable[[Candidate], Inputs]
     before_work: Callable[[], None]
     truth: Callable[[], Array]
+    slices: Callable[[Sequence[Gate]], tuple[str, ...]]
     observe: Callable[[Event], None]
 
 
@@ -133,7 +134,8 @@ class _Attempted:
             answers = {
                 d.record.name: self.ground.store.get(d.record.artifact.files[Role.PREDICTIONS]) for d in progress.done
             }
-            verdicts = judging.judge_all(due, progress, answers, self.ground.truth(), self.seed)
+            parts = self.ground.slices(due)
+            verdicts = judging.judge_all(due, progress, answers, self.ground.truth(), self.seed, parts)
             for gate, verdict in zip(due, verdicts, strict=True):
                 if judging.stops(gate, verdict.verdict):
                     reason = f"gate {gate.name}, target {target.name}: {verdict.reason}"
