@@ -2,41 +2,27 @@
 
 import os
 import platform
-from functools import cache
 from pathlib import Path
 from typing import Final
 
+from lathe_api.hostclass import flags, host_class
 from lathe_api.targets import Hardware
 
+__all__ = ["can_run", "facts", "has_gpu", "here", "host_class", "latency_counts"]
+
 _VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
-_TOLD: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""Instruction sets that decide which integer kernels run."""
 _X86: Final = frozenset({"x86_64", "amd64"})
 _ARM: Final = frozenset({"aarch64", "arm64"})
-
-
-@cache
-def _flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(f for line in lines if line.startswith(("flags", "Features")) for f in line.split(":")[1].split())
 
 
 def here() -> Hardware:
     """The most capable CPU class of this machine."""
     machine = platform.machine().lower()
     if machine in _X86:
-        if _flags() & _VNNI:
+        if flags() & _VNNI:
             return Hardware.X86_VNNI
-        return Hardware.X86_AVX2 if "avx2" in _flags() else Hardware.EDGE
+        return Hardware.X86_AVX2 if "avx2" in flags() else Hardware.EDGE
     return Hardware.ARM64 if machine in _ARM else Hardware.EDGE
-
-
-def host_class() -> str:
-    """CPU architecture and the instruction sets that decide speed: measurements belong to it."""
-    return "+".join((platform.machine().lower(), *(f for f in _TOLD if f in _flags())))
 
 
 def has_gpu() -> bool:

@@ -9,11 +9,15 @@ import torch
 from support import networks
 from support.passing import artifact, context, images
 
+from lathe_api import hostclass
 from lathe_api.data import ModelFormat
+from lathe_api.hostclass import HOST_KEY
 from lathe_api.manifest import Role
 from lathe_optimizers.context import PassOutput
-from lathe_optimizers.errors import InputError, StageError
+from lathe_optimizers.errors import StageError
 from lathe_optimizers.passes import export, import_model, onnx_files, parity, programs, registry
+from lathe_runtimes.backends.onnxruntime_backend import OnnxSession
+from lathe_runtimes.errors import ModelLoadError
 
 pytestmark = pytest.mark.models
 
@@ -81,9 +85,18 @@ def test_a_file_that_answers_otherwise_stops_the_stage(imported, tmp_path, monke
         export.run(context(tmp_path, images(), stage=stage(), given=imported))
 
 
-def test_a_host_tuned_file_is_refused(imported, tmp_path):
-    with pytest.raises(InputError, match=r"export\.portability.*HostTuned.*Portable"):
-        export.run(context(tmp_path, images(), stage=stage(portability="HostTuned"), given=imported))
+def test_a_host_tuned_file_is_marked_and_refused_on_other_kinds_of_cpu(imported, tmp_path, monkeypatch):
+    output = export.run(context(tmp_path, images(), stage=stage(portability="HostTuned"), given=imported))
+
+    properties = {p.key: p.value for p in onnx.load(output.onnx).metadata_props}
+    assert properties == {HOST_KEY: hostclass.host_class()}
+    assert hostclass.host_class() in output.warnings[0]
+    assert output.details["parity"]["tunedLargest"] < 1e-4
+    content = output.onnx.read_bytes()
+    OnnxSession(content, output.onnx, [], threads=1)
+    monkeypatch.setattr("lathe_runtimes.backends.onnxruntime_backend.host_class", lambda: "riscv64")
+    with pytest.raises(ModelLoadError, match=r"tuned for CPUs of the kind .*this one is riscv64.*Portable"):
+        OnnxSession(content, output.onnx, [], threads=1)
 
 
 @pytest.mark.parametrize(("asked", "written"), [(18, 20), (22, 22)], ids=["not newer", "newer"])

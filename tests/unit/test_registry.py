@@ -21,7 +21,6 @@ REFUSED = {
     "target in operations": ("Prune", MACS, "prune.macs", "0.5", "Leave the field out"),
     "registered student": ("Distill", DISTILL | {"student": COMPONENT}, f"{STUDENTS}.from", "Registered", "Pt2"),
     "fewer blocks": ("Distill", DISTILL | {"student": {"depth": "0.5"}}, f"{STUDENTS}.depth", "0.5", "Leave"),
-    "host-tuned export": ("Export", {"portability": "HostTuned"}, "export.portability", "HostTuned", "Portable"),
 }
 
 
@@ -53,6 +52,7 @@ BUILT = {
     "float16": ("Quantize", {"method": "Float16"}),
     "quantisation-aware training": ("Quantize", {"method": "QuantizationAware"}),
     "export": ("Export", {}),
+    "host-tuned export": ("Export", {"portability": "HostTuned"}),
 }
 
 

@@ -14,7 +14,6 @@ from typing import Final
 
 from lathe_api.recipe import (
     LossType,
-    Portability,
     Stage,
     StageType,
     StudentOrigin,
@@ -62,7 +61,7 @@ PASSES: Final[dict[str, Pass]] = {
     ),
     StageType.FUSE: Pass("fuse"),
     StageType.QUANTIZE: Pass("quantize"),
-    StageType.EXPORT: Pass("export", (Choice(("portability",), (Portability.PORTABLE,)),)),
+    StageType.EXPORT: Pass("export"),
 }
 
 

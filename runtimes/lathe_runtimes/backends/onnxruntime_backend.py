@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from lathe_api.hostclass import HOST_KEY, host_class
 from lathe_runtimes.datatypes import DATATYPES, Array
 from lathe_runtimes.errors import ModelLoadError
 
@@ -37,7 +38,8 @@ class OnnxSession:
         gpu: run on CUDA.
 
     Raises:
-        ModelLoadError: ONNX Runtime refuses the file, or has no CUDA provider.
+        ModelLoadError: ONNX Runtime refuses the file, it is tuned for another kind of CPU, or there is no CUDA
+            provider.
     """
 
     def __init__(self, content: bytes, path: Path, outputs: Sequence[str], *, threads: int, gpu: bool = False) -> None:
@@ -57,6 +59,12 @@ class OnnxSession:
             self._session = ort.InferenceSession(content, options, providers=providers)
         except Exception as error:  # the exceptions of ONNX Runtime share no base class
             raise ModelLoadError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        tuned_for = self._session.get_modelmeta().custom_metadata_map.get(HOST_KEY, host_class())
+        if tuned_for != host_class():
+            raise ModelLoadError(
+                f"{path}: the file is tuned for CPUs of the kind {tuned_for}, and this one is {host_class()}. "
+                "Serve it on such a node, or export it with portability: Portable."
+            )
         self.input_types = {given.name: _ONNX_TYPES.get(given.type, given.type) for given in self._session.get_inputs()}
         self.output_types = {made.name: _ONNX_TYPES.get(made.type, made.type) for made in self._session.get_outputs()}
         missing = [name for name in outputs if name not in self.output_types]

@@ -5,12 +5,15 @@ Copied into the model repository; it runs in Triton's own environment and so imp
 
 import hashlib
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 class TritonPythonModel:
@@ -31,6 +34,7 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             providers.insert(0, "CUDAExecutionProvider")
         self.session = ort.InferenceSession(content, options, providers=providers)
+        _require_kind(self.session.get_modelmeta().custom_metadata_map.get("lathe.hostClass", ""))
         self.inputs = [(given["name"], given["data_type"] == "TYPE_STRING") for given in config["input"]]
         self.outputs = [made["name"] for made in config["output"]]
         self.batched = config.get("max_batch_size", 0) > 0
@@ -95,6 +99,16 @@ def _verify(config: Any, content: bytes) -> None:
     found = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if promised and promised != found:
         message = f"model.onnx has {found}, but config.pbtxt promises {promised}: it was changed after publication"
+        raise pb_utils.TritonModelException(message)
+
+
+def _require_kind(tuned_for: str) -> None:
+    """Refuse a file that is tuned for another kind of CPU; as `lathe_api.hostclass`, which is not here."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines() if tuned_for else []
+    has = {f for line in lines if line.startswith(("flags", "Features")) for f in line.split(":")[1].split()}
+    here = "+".join((platform.machine().lower(), *(f for f in INSTRUCTIONS if f in has)))
+    if tuned_for and tuned_for != here:
+        message = f"model.onnx is tuned for CPUs of the kind {tuned_for}, and this one is {here}"
         raise pb_utils.TritonModelException(message)
 
 
