@@ -131,8 +131,8 @@ REFUSALS = {
     ),
     "stages in an impossible order": (stages(STATIC, PRUNE, EXPORT), ["spec.recipe.stages[1]", "before"]),
     "stage that is not built": (
-        stages({"name": "p", "type": "Prune", "prune": {"method": "StructuredMagnitude", "macs": "0.5"}}),
-        ["spec.recipe.stages[0].prune.macs", "not available"],
+        stages({"name": "p", "type": "Prune", "prune": {"method": "StructuredMagnitude", "latency": "0.5"}}),
+        ["spec.recipe.stages[0].prune.latency", "not available"],
     ),
     "number without quotes": (
         spec(gates=[{"name": "size", "metric": "sizeRatio", "min": 3.5}]),

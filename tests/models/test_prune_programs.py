@@ -13,11 +13,12 @@ import torch
 from support import networks
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from lathe_api.recipe import PruneScope
 from lathe_optimizers.passes import channel_rules, channel_rules_pointwise, pruner
 from lathe_optimizers.passes.programs import count_parameters, load_program, quiet_torch, save_program, unlift
-from lathe_optimizers.passes.pruner import NORMALIZED, UNPROVED, CutError, narrow_program, prune_program
+from lathe_optimizers.passes.pruner import NORMALIZED, UNPROVED, Cost, CutError, narrow_program, prune_program
 
 pytestmark = pytest.mark.models
 
@@ -360,3 +361,19 @@ def test_another_process_with_another_hash_seed_makes_the_same_choice(tmp_path):
     ).stdout
 
     assert there == here
+
+
+@pytest.mark.parametrize("network", [networks.residual_cnn, networks.mlp], ids=["CNN", "MLP"])
+def test_a_share_of_the_operations_is_removed(network):
+    full = program(network)
+    small, report = prune_program(full, 0.5, of=Cost.MACS)
+    assert report.reached
+    assert macs_by_torch(full) == report.macs_before
+    assert macs_by_torch(small) == report.macs_after <= 0.5 * report.macs_before
+
+
+def macs_by_torch(ep) -> int:
+    """Of one sample, by torch's own counter of floating-point operations, two to a multiply-accumulate."""
+    with FlopCounterMode(display=False) as counter:
+        ep.module()(IMAGES[:2])
+    return counter.get_total_flops() // 4

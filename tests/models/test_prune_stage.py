@@ -160,9 +160,9 @@ class Locked(nn.Module):
         ),
         pytest.param(
             Locked,
-            {"macs": "0.5"},
-            "spec.recipe.stages.slim.prune.macs",
-            'this target is not available. Write parameters: "0.5" instead.',
+            {"latency": "0.5"},
+            "spec.recipe.stages.slim.prune.latency",
+            'this target is not available. Write macs: "0.5" instead.',
             id="another target",
         ),
         pytest.param(

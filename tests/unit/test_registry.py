@@ -15,10 +15,10 @@ COMPONENT = {"from": "Registered", "component": "net"}
 STUDENTS = "distill.student"
 UNSTRUCTURED = {"method": "RandomUnstructured", "sparsity": "0.5"}
 ENTROPY = {"method": "Static", "calibration": "Entropy"}
-MACS = {"method": "StructuredMagnitude", "macs": "0.5"}
+LATENCY = {"method": "StructuredMagnitude", "latency": "0.5"}
 
 REFUSED = {
-    "target in operations": ("Prune", MACS, "prune.macs", "0.5", "Leave the field out"),
+    "target in time": ("Prune", LATENCY, "prune.latency", "0.5", "Leave the field out"),
     "registered student": ("Distill", DISTILL | {"student": COMPONENT}, f"{STUDENTS}.from", "Registered", "Pt2"),
     "fewer blocks": ("Distill", DISTILL | {"student": {"depth": "0.5"}}, f"{STUDENTS}.depth", "0.5", "Leave"),
 }
@@ -42,6 +42,7 @@ BUILT = {
     "distillation": ("Distill", DISTILL),
     "distillation by features": ("Distill", DISTILL | {"losses": [{"type": "Response"}, {"type": "Feature"}]}),
     "unstructured pruning": ("Prune", UNSTRUCTURED),
+    "pruning of operations": ("Prune", {"method": "StructuredMagnitude", "macs": "0.5"}),
     "structured pruning": ("Prune", {"method": "StructuredMagnitude", "parameters": "0.5"}),
     "operator fusion": ("Fuse", {"method": "Operators", "operators": ["Attention"]}),
     "shared layers": ("Fuse", {"method": "SimilarLayers", "similarity": "Cka", "maxDrop": "0.01"}),

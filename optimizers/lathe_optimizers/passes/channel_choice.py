@@ -5,7 +5,7 @@ Li et al. 2016, arXiv:1608.08710, over the dependency groups of `channels`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,15 +44,23 @@ class Choice:
 
 
 def choose_share(
-    graph: ChannelGraph, groups: Sequence[Group], share: float, scope: PruneScope, round_to: int, max_cut: float
+    graph: ChannelGraph,
+    groups: Sequence[Group],
+    share: float,
+    scope: PruneScope,
+    round_to: int,
+    max_cut: float,
+    cost: Callable[[Sequence[int]], int],
 ) -> Choice:
-    """The fewest channels, by rank, whose removal takes `share` of the parameters; else all that `max_cut` allows."""
+    """The fewest channels, by rank, whose removal takes `share` of the cost; else all that `max_cut` allows.
+
+    `cost` is what the network costs without some channels, such as `ParameterCount`.
+    """
     ranked = _ranked(graph, groups, scope, round_to)
-    parameters = ParameterCount(graph)
-    goal = (1 - share) * parameters(())
+    goal = (1 - share) * cost(())
 
     def reaches(keeps: Sequence[int]) -> bool:
-        return parameters(_removed(ranked, keeps)) <= goal
+        return cost(_removed(ranked, keeps)) <= goal
 
     def at(threshold: float) -> list[int]:
         return [r.keep_above(threshold, max_cut) for r in ranked]

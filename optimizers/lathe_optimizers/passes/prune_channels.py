@@ -23,7 +23,7 @@ from lathe_optimizers.passes.programs import (
     save_program,
     unlift,
 )
-from lathe_optimizers.passes.pruner import PruneReport, prune_program
+from lathe_optimizers.passes.pruner import Cost, PruneReport, prune_program
 from lathe_optimizers.passes.training_mode import set_training
 
 _PROOF_SAMPLES: Final = 16
@@ -39,19 +39,20 @@ def run(ctx: PassContext, config: Prune, field: str) -> PassOutput:
         InputError: the target is not available or cannot be reached, or there is no program.
         CutError: the cut network answers wrongly.
     """
-    share = _share(config, f"{field}.prune")
+    share, cost = _share(config, f"{field}.prune")
     program = load_program(require_program(ctx.input, field))
     ctx.report(Progress(0.0, "choosing channels"))
     smaller, report = prune_program(
         program,
         share,
+        of=cost,
         scope=config.scope,
         round_to=config.round_to,
         max_cut=float(config.max_cut),
         samples=_samples(program, ctx.data.evaluation),
     )
     if not report.reached:
-        raise _missed(report, config, f"{field}.prune.parameters")
+        raise _missed(report, config, f"{field}.prune.{cost}", cost)
     quality = quality_after("before", unlift(program), program, ctx)
     gm = unlift(smaller)
     quality |= quality_after("pruned", gm, smaller, ctx)
@@ -73,11 +74,12 @@ def run(ctx: PassContext, config: Prune, field: str) -> PassOutput:
     return PassOutput(program=path, details=details, warnings=tuple(warnings))
 
 
-def _share(config: Prune, field: str) -> float:
+def _share(config: Prune, field: str) -> tuple[float, Cost]:
+    if config.macs is not None:
+        return float(config.macs), Cost.MACS
     if config.parameters is None:
-        target = "macs" if config.macs is not None else "latency"
-        raise InputError(f"{field}.{target}", "this target is not available", 'Write parameters: "0.5" instead.')
-    return float(config.parameters)
+        raise InputError(f"{field}.latency", "this target is not available", 'Write macs: "0.5" instead.')
+    return float(config.parameters), Cost.PARAMETERS
 
 
 def batch_varies(program: ExportedProgram) -> bool:
@@ -134,16 +136,18 @@ def tune(
     )
 
 
-def _missed(report: PruneReport, config: Prune, field: str) -> InputError:
+def _missed(report: PruneReport, config: Prune, field: str, cost: Cost) -> InputError:
     """Says how far pruning got, what is in the way, and what to write."""
-    possible = int(report.removed_share * 100) / 100
-    found = f"{float(config.parameters or 0):.0%} of the parameters cannot be removed, {report.removed_share:.1%} can"
+    removed = report.removed_share if cost is Cost.PARAMETERS else report.removed_macs
+    noun = "parameters" if cost is Cost.PARAMETERS else "multiply-accumulates"
+    possible = int(removed * 100) / 100
+    found = f"{float(config.parameters or config.macs or 0):.0%} of the {noun} cannot be removed, {removed:.1%} can"
     blocking = _blocking(report)
     if blocking:
         found += f". In the way: {'; '.join(blocking)}"
     if not report.groups:
         return InputError(field, found, "No channel of this model can be removed: leave the stage out.")
-    ways = [f'parameters: "{possible:.2f}" at most'] if possible > 0 else []
+    ways = [f'{cost}: "{possible:.2f}" at most'] if possible > 0 else []
     max_cut = float(config.max_cut)
     if max_cut < float(Prune.model_fields["max_cut"].default):
         ways.append(f'a maxCut above "{config.max_cut}"')

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -14,10 +15,19 @@ from lathe_optimizers.passes.channel_choice import Choice, ParameterCount, choos
 from lathe_optimizers.passes.channel_rules_layers import KERNEL
 from lathe_optimizers.passes.channels import ChannelGraph
 from lathe_optimizers.passes.cut_proof import cut_error, masked_error, tolerance
+from lathe_optimizers.passes.mac_count import MacCount
 from lathe_optimizers.passes.programs import example_inputs, reexport, unlift
 
 NORMALIZED = "LayerNorm takes its statistics over these channels"
 UNPROVED = "cutting them changes the answers otherwise than zeroing them"
+
+
+class Cost(StrEnum):
+    """What pruning takes a share of."""
+
+    PARAMETERS = "parameters"
+    MACS = "macs"
+
 
 Choose = Callable[[ChannelGraph, Sequence[Group]], Choice]
 
@@ -50,6 +60,9 @@ class PruneReport:
     """Operators through which channels could not be followed (module path and operator) -> why."""
     parameters_before: int
     parameters_after: int
+    macs_before: int
+    """Multiply-accumulates for one sample, of the layers with weights."""
+    macs_after: int
     reached: bool
     """Whether the target was met."""
     slice_error: float | None
@@ -60,6 +73,11 @@ class PruneReport:
     def removed_share(self) -> float:
         """Share of the parameters that is gone."""
         return 1 - self.parameters_after / max(self.parameters_before, 1)
+
+    @property
+    def removed_macs(self) -> float:
+        """Share of the multiply-accumulates that is gone."""
+        return 1 - self.macs_after / max(self.macs_before, 1)
 
     def details(self) -> dict[str, JsonValue]:
         """As JSON, for the stage's record."""
@@ -72,6 +90,9 @@ class PruneReport:
             "parametersBefore": self.parameters_before,
             "parametersAfter": self.parameters_after,
             "removedShare": self.removed_share,
+            "macsBefore": self.macs_before,
+            "macsAfter": self.macs_after,
+            "removedMacs": self.removed_macs,
             "reached": self.reached,
             "sliceError": self.slice_error,
         }
@@ -81,20 +102,22 @@ def prune_program(
     ep: ExportedProgram,
     share: float,
     *,
+    of: Cost = Cost.PARAMETERS,
     scope: PruneScope = PruneScope.GLOBAL,
     round_to: int = 8,
     max_cut: float = 0.9,
     normalized: bool = False,
     samples: tuple[Tensor, ...] | None = None,
 ) -> tuple[ExportedProgram, PruneReport]:
-    """Remove the smallest channels until at least `share` of the parameters is gone.
+    """Remove the smallest channels until at least `share` of the parameters, or other cost, is gone.
 
     Convolution kernels work in blocks of 8 (AVX2) or 16 (AVX-512) channels: a size that is no multiple can be slower
     than the full layer.
 
     Args:
         ep: the program; it is not changed.
-        share: share of the parameters to remove, in (0, 1).
+        share: share to remove, in (0, 1).
+        of: what it is a share of.
         scope: rank channels over the whole network, or cut the same share of every group.
         round_to: sizes stay multiples of this, where they were before.
         max_cut: no group loses more than this share of its channels.
@@ -110,7 +133,8 @@ def prune_program(
     """
 
     def choose(graph: ChannelGraph, groups: Sequence[Group]) -> Choice:
-        return choose_share(graph, groups, share, scope, round_to, max_cut)
+        cost = ParameterCount(graph) if of is Cost.PARAMETERS else MacCount(graph)
+        return choose_share(graph, groups, share, scope, round_to, max_cut, cost)
 
     return _cut(ep, choose, samples, normalized=normalized)
 
@@ -160,8 +184,9 @@ def _cut(
         unproved = [g for g in groups if cut_error(ep, _exact(choice, [g]), inputs) > tolerance(ep)]
         choice = choose(graph, [g for g in groups if g not in unproved])
     exact = _exact(choice, choice.groups)
-    parameters = ParameterCount(graph)
+    parameters, macs = ParameterCount(graph), MacCount(graph)
     before, after = parameters(()), parameters(choice.removed)
+    macs_before, macs_after = macs(()), macs(choice.removed)
     graph.remove(choice.removed)
     smaller = reexport(graph.gm, ep)
     if len(exact) == len(choice.removed):
@@ -185,6 +210,8 @@ def _cut(
         blocked=graph.blocked,
         parameters_before=before,
         parameters_after=after,
+        macs_before=macs_before,
+        macs_after=macs_after,
         reached=choice.reached,
         slice_error=error if exact or not gone else None,
     )

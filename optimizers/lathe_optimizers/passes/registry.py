@@ -54,10 +54,7 @@ PASSES: Final[dict[str, Pass]] = {
     ),
     StageType.PRUNE: Pass(
         "prune",
-        (
-            Choice(("macs",), (None,)),
-            Choice(("latency",), (None,)),
-        ),
+        (Choice(("latency",), (None,)),),
     ),
     StageType.FUSE: Pass("fuse"),
     StageType.QUANTIZE: Pass("quantize"),
