@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -147,6 +147,7 @@ def start_lathe(
     host: str = "127.0.0.1",
     log: Path | None = None,
     threads: int | None = None,
+    arguments: Sequence[str] = (),
 ) -> RunningServer:
     """Start the Lathe runtime on a model repository.
 
@@ -157,6 +158,7 @@ def start_lathe(
         host: address to listen on.
         log: file for the server's messages (appended); by default they are kept until it stops.
         threads: cores that it may use; by default all.
+        arguments: further ones for `python -m lathe_runtimes.server`.
 
     Raises:
         PortTakenError: a port is taken.
@@ -166,6 +168,7 @@ def start_lathe(
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--stop-with-stdin"]
     if threads is not None:
         command += ["--threads", str(threads)]
+    command += arguments
     messages = _log(log)
     process = subprocess.Popen(
         command,
@@ -186,6 +189,7 @@ def start_triton(
     host: str = "127.0.0.1",
     log: Path | None = None,
     installation: Installation | None = None,
+    arguments: Sequence[str] = (),
 ) -> RunningServer:
     """Start the real Triton on a model repository of the PYTHON profile.
 
@@ -199,6 +203,7 @@ def start_triton(
         host: address to listen on.
         log: file for the server's messages (appended); by default they are kept until it stops.
         installation: from `ensure_triton`; by default found or made.
+        arguments: further ones for `tritonserver`.
 
     Raises:
         PortTakenError: a port is taken.
@@ -212,7 +217,7 @@ def start_triton(
     command += [f"--http-address={host}", f"--http-port={http_port}", f"--grpc-address={host}"]
     command += [f"--grpc-port={grpc_port}", "--allow-metrics=false", "--exit-timeout-secs=30"]
     # What is not declared stays undeclared: no completion by Triton.
-    command += ["--disable-auto-complete-config", "--log-verbose=0"]
+    command += ["--disable-auto-complete-config", "--log-verbose=0", *arguments]
     messages = _log(log)
     process = subprocess.Popen(
         command,

@@ -38,6 +38,11 @@ class StoredModel:
     versions: tuple[int, ...]
     """The versions that the version policy serves, ascending."""
 
+    def size(self, version: int) -> int:
+        """Bytes of the model file; 0 when it is missing."""
+        path = self.folder / str(version) / (self.config.default_model_filename or ONNX)
+        return path.stat().st_size if path.is_file() else 0
+
     @property
     def digest(self) -> str | None:
         """sha256 of the artifact, where its writer recorded it."""
@@ -118,10 +123,30 @@ def read_repository(root: Path) -> tuple[StoredModel, ...]:
     Raises:
         InputError: the folder is missing, or a model in it has no usable configuration or version.
     """
+    return tuple(_read(root / name) for name in model_names(root))
+
+
+def model_names(root: Path) -> tuple[str, ...]:
+    """Names of the model folders of a repository, sorted.
+
+    Raises:
+        InputError: the folder is missing.
+    """
     if not root.is_dir():
         raise InputError(str(root), "no such folder", "Give a model repository (flag --repository).")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return tuple(_read(folder) for folder in folders)
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
+def read_model(root: Path, name: str) -> StoredModel:
+    """One model of a repository.
+
+    Raises:
+        InputError: the name could leave the repository, there is no such model, or it has no usable configuration.
+    """
+    check_name(name)
+    if name not in model_names(root):
+        raise InputError(str(root), f"no model {name!r}", "Publish it first.")
+    return _read(root / name)
 
 
 def check_name(name: str) -> None:
