@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -148,6 +148,7 @@ def start_lathe(
     log: Path | None = None,
     threads: int | None = None,
     verify_key: Path | None = None,
+    arguments: Sequence[str] = (),
 ) -> RunningServer:
     """Start the Lathe runtime on a model repository.
 
@@ -159,6 +160,7 @@ def start_lathe(
         log: file for the server's messages (appended); by default they are kept until it stops.
         threads: cores that it may use; by default all.
         verify_key: public key (PEM); models that are not signed with it are refused.
+        arguments: further ones for `python -m lathe_runtimes.server`.
 
     Raises:
         PortTakenError: a port is taken.
@@ -170,6 +172,7 @@ def start_lathe(
         command += ["--threads", str(threads)]
     if verify_key is not None:
         command += ["--verify-key", str(verify_key)]
+    command += arguments
     messages = _log(log)
     process = subprocess.Popen(
         command,
@@ -190,6 +193,7 @@ def start_triton(
     host: str = "127.0.0.1",
     log: Path | None = None,
     installation: Installation | None = None,
+    arguments: Sequence[str] = (),
 ) -> RunningServer:
     """Start the real Triton on a model repository of the PYTHON profile.
 
@@ -203,6 +207,7 @@ def start_triton(
         host: address to listen on.
         log: file for the server's messages (appended); by default they are kept until it stops.
         installation: from `ensure_triton`; by default found or made.
+        arguments: further ones for `tritonserver`.
 
     Raises:
         PortTakenError: a port is taken.
@@ -216,7 +221,7 @@ def start_triton(
     command += [f"--http-address={host}", f"--http-port={http_port}", f"--grpc-address={host}"]
     command += [f"--grpc-port={grpc_port}", "--allow-metrics=false", "--exit-timeout-secs=30"]
     # What is not declared stays undeclared: no completion by Triton.
-    command += ["--disable-auto-complete-config", "--log-verbose=0"]
+    command += ["--disable-auto-complete-config", "--log-verbose=0", *arguments]
     messages = _log(log)
     process = subprocess.Popen(
         command,

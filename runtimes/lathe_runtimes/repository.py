@@ -45,6 +45,11 @@ class StoredModel:
     attested: Mapping[str, str] | None = None
     """`sha256:…` of each file by path below `folder`, as signed; None where no signature was asked for."""
 
+    def size(self, version: int) -> int:
+        """Bytes of the model file; 0 when it is missing."""
+        path = self.folder / str(version) / (self.config.default_model_filename or ONNX)
+        return path.stat().st_size if path.is_file() else 0
+
     @property
     def digest(self) -> str | None:
         """sha256 of the artifact, where its writer recorded it."""
@@ -135,10 +140,31 @@ def read_repository(root: Path, verifier: Verifier | None = None) -> tuple[Store
         ProvenanceError: a model is not signed with the key, or its configuration is not the one that was.
         InputError: the folder is missing, or a model in it has no usable configuration or version.
     """
+    return tuple(_read(root / name, verifier) for name in model_names(root))
+
+
+def model_names(root: Path) -> tuple[str, ...]:
+    """Names of the model folders of a repository, sorted.
+
+    Raises:
+        InputError: the folder is missing.
+    """
     if not root.is_dir():
         raise InputError(str(root), "no such folder", "Give a model repository (flag --repository).")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return tuple(_read(folder, verifier) for folder in folders)
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
+def read_model(root: Path, name: str, verifier: Verifier | None = None) -> StoredModel:
+    """One model of a repository; `verifier` as for `read_repository`.
+
+    Raises:
+        ProvenanceError: the model is not signed with the key, or its configuration is not the one that was.
+        InputError: the name could leave the repository, there is no such model, or it has no usable configuration.
+    """
+    check_name(name)
+    if name not in model_names(root):
+        raise InputError(str(root), f"no model {name!r}", "Publish it first.")
+    return _read(root / name, verifier)
 
 
 def check_name(name: str) -> None:

@@ -112,7 +112,7 @@ BAD = [
     pytest.param(post({**with_data(), "outputs": [{"name": "nope"}]}), 400, id="unknown output"),
     pytest.param(post({**with_data(), "outputs": [{"name": "y"}, {"name": "y"}]}), 400, id="output asked for twice"),
     pytest.param(
-        post({**with_data(), "outputs": [{"name": "y", "parameters": {"classification": 2}}]}), 400, id="classification"
+        post({**with_data(), "outputs": [{"name": "y", "parameters": {"classification": -1}}]}), 400, id="no classes"
     ),
     pytest.param(
         post(with_data(parameters={"shared_memory_region": "r"})), 400, id="shared memory that was not registered"
@@ -126,7 +126,7 @@ BAD = [
     pytest.param(head_only("", "GET /v2/models/mlp/infer HTTP/1.1"), 405, id="GET of an inference"),
     pytest.param(head_only("Content-Length: 0\r\n", "POST /v2/models/mlp HTTP/1.1"), 405, id="POST of metadata"),
     pytest.param(
-        head_only("Content-Length: 0\r\n", "POST /v2/repository/models/mlp/load HTTP/1.1"), 501, id="load at run time"
+        head_only("Content-Length: 0\r\n", "POST /v2/repository/models/mlp/load HTTP/1.1"), 503, id="load at run time"
     ),
     pytest.param(
         post({"inputs": [{"name": "ids", "shape": [1, 2], "datatype": "INT64", "data": [0.5, 1]}]},

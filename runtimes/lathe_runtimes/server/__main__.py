@@ -47,6 +47,20 @@ def _options(arguments: list[str] | None) -> Options:
     parser.add_argument("--max-body-mib", type=_positive, default=64, help="largest request (default 64)")
     parser.add_argument("--verify-key", type=Path, help="public key (PEM): load only models that are signed with it")
     parser.add_argument("--stop-with-stdin", action="store_true", help="stop when the standard input ends")
+    parser.add_argument(
+        "--model-control",
+        choices=["none", "explicit"],
+        default="none",
+        help="explicit: clients load and unload models; only those of --load-model are loaded at the start",
+    )
+    parser.add_argument("--load-model", action="append", default=[], help="with explicit control: a name, or *")
+    parser.add_argument(
+        "--memory-mib", type=_positive, help="what the models may take; the least recently used idle ones make room"
+    )
+    parser.add_argument("--control-tokens", type=Path, help="file of tokens that control calls need, one a line")
+    parser.add_argument(
+        "--linger-seconds", type=_seconds, default=0, help="serve this long after SIGTERM, not ready (default 0)"
+    )
     found = parser.parse_args(arguments)
     return Options(
         repository=found.repository,
@@ -57,6 +71,11 @@ def _options(arguments: list[str] | None) -> Options:
         max_body_bytes=found.max_body_mib * 1024 * 1024,
         stop_with_stdin=found.stop_with_stdin,
         verifier=None if found.verify_key is None else load_verifier(found.verify_key, "--verify-key"),
+        explicit=found.model_control == "explicit",
+        load_models=tuple(found.load_model),
+        memory_bytes=(found.memory_mib or 0) * 1024 * 1024,
+        control_tokens=found.control_tokens,
+        linger_seconds=found.linger_seconds,
     )
 
 
@@ -69,6 +88,12 @@ def _port(text: str) -> int:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: write a whole number of 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not text.isdigit() or int(text) > 3600:  # noqa: PLR2004 an hour
+        raise argparse.ArgumentTypeError(f"{text!r}: write seconds, 0 to 3600")
     return int(text)
 
 

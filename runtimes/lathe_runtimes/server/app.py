@@ -16,14 +16,20 @@ from typing import Any, Final
 
 import grpc
 
-from lathe_runtimes.errors import PortTakenError
+from lathe_runtimes.errors import ModelLoadError, PortTakenError
 from lathe_runtimes.ports import bind
 from lathe_runtimes.provenance import Verifier
 from lathe_runtimes.repository import read_repository
-from lathe_runtimes.server.grpc_service import GrpcService
+from lathe_runtimes.server.access import Access
+from lathe_runtimes.server.control import ModelControl
+from lathe_runtimes.server.errors import RequestError
+from lathe_runtimes.server.grpc_control import Health
+from lathe_runtimes.server.grpc_service import SERVICE, GrpcService
 from lathe_runtimes.server.http import Connection, Connections, Limits
-from lathe_runtimes.server.model import Registry, load_models
-from lathe_runtimes.server.routes import Api, error_body
+from lathe_runtimes.server.httpbase import error_body
+from lathe_runtimes.server.registry import Registry
+from lathe_runtimes.server.routes import Api
+from lathe_runtimes.server.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +53,16 @@ class Options:
     """Stop when the standard input ends: the parent is gone."""
     verifier: Verifier | None = None
     """Load only what is signed with this key."""
+    explicit: bool = False
+    """Clients load and unload models; only `load_models` are loaded at the start."""
+    load_models: tuple[str, ...] = ()
+    """Names; `*` for all."""
+    memory_bytes: int = 0
+    """What the models may take; 0 for no limit."""
+    control_tokens: Path | None = None
+    """File of the tokens that control calls need."""
+    linger_seconds: int = 0
+    """How long the server goes on after SIGTERM, not ready, before it stops taking connections."""
 
 
 async def serve(options: Options, announce: Callable[[str], None]) -> None:
@@ -71,10 +87,12 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
     with bind(options.host, options.http_port, "--http-port") as listener:
         remote = _grpc_server(limits)
         grpc_port = _bind_grpc(remote, options)
-        registry = load_models(read_repository(options.repository, options.verifier), threads=options.threads)
-        remote.add_generic_rpc_handlers((GrpcService(registry, _version()).handlers(),))
+        services = await _services(options)
+        registry = services.registry
+        service, health = GrpcService(services, _version()), Health(services, (SERVICE,))
+        remote.add_generic_rpc_handlers((service.handlers(), health.handlers()))
         connections = Connections(limits)
-        handle = Api(registry, _version()).handle
+        handle = Api(services, _version()).handle
         try:
             local = await loop.create_server(
                 lambda: Connection(handle, limits, connections, error_body), sock=listener, backlog=1024
@@ -89,9 +107,31 @@ async def serve(options: Options, announce: Callable[[str], None]) -> None:
         gc.freeze()
         announce(_ready(options, listener.getsockname()[1], grpc_port, registry))
         await _until(stop, connections)
+        services.ready = False
+        await asyncio.sleep(options.linger_seconds)  # whoever balances load must see first that no more may come
         await _drain(local, remote, connections)
     for model in registry.all():
         model.engine.close()
+
+
+async def _services(options: Options) -> Services:
+    registry = Registry()
+    control = ModelControl(
+        options.repository,
+        registry,
+        threads=options.threads,
+        explicit=options.explicit,
+        budget=options.memory_bytes,
+        verifier=options.verifier,
+    )
+    services = Services(registry, control, Access(options.control_tokens))
+    for stored in read_repository(options.repository, options.verifier):
+        if not options.explicit or stored.config.name in options.load_models or "*" in options.load_models:
+            try:
+                await control.start(stored)
+            except RequestError as error:
+                raise ModelLoadError(str(error)) from error
+    return services
 
 
 async def _until(stop: asyncio.Event, connections: Connections) -> None:

@@ -60,7 +60,7 @@ class Costs:
     """Requests up to this many samples run on the event loop; 0 for none."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One request in the queue."""
 
@@ -77,6 +77,8 @@ class Counters:
 
     success: int = 0
     fail: int = 0
+    cancelled: int = 0
+    """Requests whose client left before their run began; they are no failures of the model."""
     samples: int = 0
     executions: int = 0
     queue_ns: int = 0
@@ -135,14 +137,28 @@ class Engine:
         sessions: loaded copies.
         costs: from `measure_costs`.
         delay: seconds that a request may wait for others while the batch is not full.
+        loop: the event loop, where this is not called on it.
     """
 
-    def __init__(self, name: str, sessions: Sessions, costs: Costs, *, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        sessions: Sessions,
+        costs: Costs,
+        *,
+        delay: float = 0.0,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.counters = Counters()
+        self.pending = 0
+        """Requests that are queued or run."""
+        self.used = monotonic()
+        """When the last request came, in seconds of the monotonic clock."""
+        self._closing = False
         self._sessions = sessions
         self._costs = costs
         self._delay = delay
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._small: deque[Job] = deque()
         self._waiting: deque[Job] = deque()
         self._waiting_rows = 0
@@ -156,24 +172,52 @@ class Engine:
             thread = threading.Thread(target=self._work, args=(number,), name=f"{name}-{number}", daemon=True)
             thread.start()
 
-    def submit(self, feeds: Feeds, rows: int, done: Callable[[Result], None]) -> None:
+    def submit(self, feeds: Feeds, rows: int, done: Callable[[Result], None]) -> Job:
         """Queue one valid request; `done` is called on the event loop with the outputs or the failure."""
         job = Job(feeds, rows, done, monotonic())
+        self.pending += 1
+        self.used = job.since
         if rows <= self._costs.inline_rows and not self._delay:
             self._small.append(job)
             if not self._flush_due:
                 self._flush_due = True
                 self._loop.call_soon(self._flush)
-            return
+            return job
         self._waiting.append(job)
         self._waiting_rows += rows
         if self._idle:
             self._dispatch()
+        return job
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a worker."""
+        return len(self._small) + len(self._waiting)
+
+    def cancel(self, job: Job) -> bool:
+        """Forget a request that nobody waits for any more; False when it runs already or is done."""
+        for waiting in (self._small, self._waiting):
+            if job in waiting:
+                waiting.remove(job)
+                if waiting is self._waiting:
+                    self._waiting_rows -= job.rows
+                self.counters.cancelled += 1
+                self._settle(1)
+                return True
+        return False
 
     def close(self) -> None:
-        """End the worker threads once what they run is done."""
-        for jobs in self._jobs:
-            jobs.put(None)
+        """End the worker threads and let go of the sessions, once all that is queued is answered."""
+        self._closing = True
+        self._settle(0)
+
+    def _settle(self, jobs: int) -> None:
+        self.pending -= jobs
+        if self._closing and not self.pending:
+            for waiting in self._jobs:
+                waiting.put(None)
+            # Whoever still knows this engine must not keep the weights in memory.
+            self._sessions = Sessions(_Closed(), None, 0)
 
     def _take(self, source: deque[Job], cap: int) -> list[Job]:
         """The oldest request, and those behind it that fit into the same batch and have the same shapes."""
@@ -254,6 +298,12 @@ class Engine:
         counters.last_ms = int(time.time() * 1000)
         count, total = counters.batches.get(rows, (0, 0))
         counters.batches[rows] = (count + 1, total + spent)
+        self._settle(len(items))
+
+
+class _Closed:
+    def run(self, feeds: Feeds) -> list[Array]:
+        raise RuntimeError(f"the model is unloaded; inputs: {list(feeds)}")
 
 
 def _alike(first: Feeds, other: Feeds) -> bool:

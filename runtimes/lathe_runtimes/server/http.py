@@ -69,6 +69,8 @@ class Head:
     """Content-Encoding; empty for none."""
     accepts: str
     """Encoding that the client asks the answer to have; empty for none."""
+    credential: str
+    """Of `Authorization: Bearer …` or `X-API-Key`; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,15 @@ class Reply:
     def __init__(self, connection: "Connection", head: Head) -> None:
         self._connection = connection
         self._head = head
+
+    def when_gone(self, call: Callable[[], object]) -> None:
+        """Have `call` called should the client leave before the answer."""
+        self._connection.gone = call
+
+    def text(self, body: bytes) -> None:
+        """Answer with Prometheus metrics."""
+        fields = b"Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        self._connection.answer(self._head, HTTPStatus.OK, fields, [body])
 
     def json(self, status: int, body: bytes) -> None:
         """Answer with a JSON document; an empty body is sent without a type."""
@@ -169,6 +180,7 @@ def _parse(raw: bytes) -> Head:
         expects_continue=known.get(b"expect", b"").lower() == b"100-continue",
         encoding=encoding,
         accepts=accepts if accepts in _ENCODINGS else "",
+        credential=credential_of(known.get(b"authorization", b""), known.get(b"x-api-key", b"")),
     )
 
 
@@ -183,6 +195,12 @@ def _whole(fields: dict[bytes, bytes], name: bytes) -> int | None:
     if not value.isdigit() or len(value) > 15:  # noqa: PLR2004 the digits of a petabyte
         raise HttpError(HTTPStatus.BAD_REQUEST, f"{name.decode()}: {value[:40]!r} is no length")
     return int(value)
+
+
+def credential_of(authorization: bytes, key: bytes) -> str:
+    """Token of either header; empty for none."""
+    scheme, _, token = authorization.partition(b" ")
+    return (token.strip() if scheme.lower() == b"bearer" else key.strip()).decode("latin-1")
 
 
 def inflate(body: memoryview, encoding: str, limit: int) -> memoryview:
@@ -232,6 +250,8 @@ class Connection(asyncio.BufferedProtocol):
         self._stuffed = False
         self.busy = False
         """Whether a request is being answered."""
+        self.gone: Callable[[], object] | None = None
+        """Called when the client leaves before its answer."""
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -244,6 +264,9 @@ class Connection(asyncio.BufferedProtocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        gone, self.gone = self.gone, None
+        if gone is not None:
+            gone()
         self._group.discard(self)
 
     @override
@@ -304,6 +327,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send the answer of the request at hand."""
         transport = self._transport
         self.busy = False
+        self.gone = None
         self._head = None
         if transport is None or transport.is_closing():
             return

@@ -1,5 +1,6 @@
 """A loaded model: what it accepts, how requests are checked, and its engine."""
 
+import asyncio
 import contextlib
 import hashlib
 import math
@@ -20,8 +21,8 @@ from lathe_runtimes.errors import ModelLoadError
 from lathe_runtimes.modelconfig import DIGEST_PARAMETER, ONNX_PLATFORM, THREADS_PARAMETER
 from lathe_runtimes.provenance import compare
 from lathe_runtimes.repository import ONNX, StoredModel
-from lathe_runtimes.server.engine import Engine, Feeds, Result, Sessions, measure_costs
-from lathe_runtimes.server.errors import Kind, RequestError
+from lathe_runtimes.server.engine import Engine, Feeds, Job, Result, Sessions, measure_costs
+from lathe_runtimes.server.errors import RequestError
 
 CONTROL_GROUP: Final = Path("/sys/fs/cgroup")
 _QUOTAS: Final = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
@@ -45,14 +46,18 @@ class Tensor:
 class Model:
     """One version of a model, ready to answer."""
 
-    def __init__(self, stored: StoredModel, version: int, *, threads: int) -> None:
-        """Load, warm up and measure; the event loop must run already.
+    def __init__(
+        self, stored: StoredModel, version: int, *, threads: int, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        """Load, warm up and measure; on a thread beside the event loop `loop`, or on the running one.
 
         Raises:
             ModelLoadError: the file or its configuration cannot be served.
         """
         self.name = stored.config.name
         self.version = str(version)
+        self.footprint = 0
+        """Bytes that loading it has added to the process; 0 when not measured."""
         path = _path(stored, version)
         content = _read(path, self.name)
         self.digest = _verified(stored, path, content)
@@ -76,16 +81,32 @@ class Model:
             clock=time.perf_counter,
         )
         delay = stored.config.dynamic_batching.max_queue_delay_microseconds / 1e6 if self.batching else 0.0
-        self.engine = Engine(self.name, sessions, costs, delay=delay)
+        self.labels = {tensor.name: _labels(stored.folder, tensor.label_filename) for tensor in stored.config.output}
+        self.engine = Engine(self.name, sessions, costs, delay=delay, loop=loop)
 
-    def submit(self, arrays: Mapping[str, Array], done: Callable[[Result], None]) -> None:
+    def same(self, stored: StoredModel, version: int) -> bool:
+        """Whether the repository still holds this very model: the same file with the same configuration.
+
+        Raises:
+            ModelLoadError: the file cannot be read.
+        """
+        path = _path(stored, version)
+        found = ModelConfig()
+        found.CopyFrom(stored.config)
+        found.parameters[DIGEST_PARAMETER].string_value = _verified(stored, path, _read(path, self.name))
+        return bool(found == self.config)
+
+    def submit(self, arrays: Mapping[str, Array], done: Callable[[Result], None]) -> Job:
         """Check a request and queue it; `done` gets the outputs in the order of `outputs`.
+
+        Returns:
+            What `engine.cancel` takes.
 
         Raises:
             RequestError: inputs are missing, unknown or of the wrong shape (datatypes are checked where they are read).
         """
         feeds, rows = self._admit(arrays)
-        self.engine.submit(feeds, rows, done)
+        return self.engine.submit(feeds, rows, done)
 
     def tensor(self, name: str, datatype: object) -> Tensor:
         """The input of that name.
@@ -191,54 +212,6 @@ class Model:
         return feeds
 
 
-class Registry:
-    """The models of a repository by name and version. Names of requests are looked up, never used as paths."""
-
-    def __init__(self, models: Iterable[Model]) -> None:
-        self._models: dict[str, dict[str, Model]] = {}
-        for model in models:
-            self._models.setdefault(model.name, {})[model.version] = model
-
-    def find(self, name: str, version: str = "") -> Model:
-        """The model; without a version the newest that is served.
-
-        Raises:
-            RequestError: unknown model or version.
-        """
-        versions = self._models.get(name)
-        if versions is None:
-            raise RequestError(f"Request for unknown model: {name!r} is not found", Kind.NOT_FOUND)
-        if not version:
-            return next(reversed(versions.values()))
-        if not (version.isascii() and version.isdigit()):
-            raise RequestError(f"model version {version[:40]!r} is no number")
-        model = versions.get(version)
-        if model is None:
-            raise RequestError(f"Request for unknown model: {name!r} version {version} is not found", Kind.NOT_FOUND)
-        return model
-
-    def versions(self, name: str) -> tuple[str, ...]:
-        """Versions that are served, ascending."""
-        return tuple(self._models.get(name, ()))
-
-    def all(self) -> tuple[Model, ...]:
-        """Every version of every model."""
-        return tuple(model for versions in self._models.values() for model in versions.values())
-
-
-def load_models(stored: Sequence[StoredModel], *, threads: int) -> Registry:
-    """Load, warm up and measure the models of a repository.
-
-    Args:
-        stored: from `read_repository`.
-        threads: cores that the server may use.
-
-    Raises:
-        ModelLoadError: a model cannot be served; names it.
-    """
-    return Registry(Model(entry, version, threads=threads) for entry in stored for version in entry.versions)
-
-
 def available_cores() -> int:
     """Cores that this process may use: those it may run on, and of these the share of its control group, rounded up."""
     cores = len(os.sched_getaffinity(0))
@@ -287,6 +260,19 @@ def _path(stored: StoredModel, version: int) -> Path:
     if path.parent.parent != stored.folder or not path.is_file():
         raise ModelLoadError(f"model {config.name!r}: no file {path}")
     return path
+
+
+def _labels(folder: Path, name: str) -> tuple[str, ...]:
+    """Names of the classes of an output, one a line."""
+    if not name:
+        return ()
+    path = folder / name
+    if path.parent != folder:
+        raise ModelLoadError(f"{folder / 'config.pbtxt'}: label_filename: {name!r} is no file of the model's folder")
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(f"{path}: the labels cannot be read: {error}") from error
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -7,20 +7,30 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 
+from lathe_runtimes.server.control_routes import ControlApi
 from lathe_runtimes.server.engine import Result
 from lathe_runtimes.server.errors import Kind, RequestError
 from lathe_runtimes.server.http import Reply, Request
-from lathe_runtimes.server.model import Model, Registry
+from lathe_runtimes.server.httpbase import error_body, only
+from lathe_runtimes.server.metrics import metrics_text
+from lathe_runtimes.server.model import Model
+from lathe_runtimes.server.services import Services
 from lathe_runtimes.server.statistics import statistics_of
-from lathe_runtimes.server.v2json import Codec, model_metadata, read_json
+from lathe_runtimes.server.v2json import Codec, model_metadata
 
 SERVER_NAME: Final = "lathe"
-EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-
-
-def error_body(message: str) -> bytes:
-    """Error document of the protocol."""
-    return json.dumps({"error": message}).encode()
+EXTENSIONS: Final = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
 
 
 def server_metadata(version: str) -> dict[str, Any]:
@@ -32,14 +42,20 @@ class Api:
     """Answers requests out of a registry.
 
     Args:
-        registry: the models.
+        services: models, control, settings and shared memory.
         version: version of the server.
     """
 
-    def __init__(self, registry: Registry, version: str) -> None:
-        self._registry = registry
-        self._codecs = {model: Codec(model) for model in registry.all()}
+    def __init__(self, services: Services, version: str) -> None:
+        self._services = services
+        self._registry = services.registry
+        self._codecs: dict[Model, Codec] = {}
+        self._registry.watch(self._forget)
+        self._admin = ControlApi(services)
         self._metadata = json.dumps(server_metadata(version)).encode()
+
+    def _forget(self, model: Model) -> None:
+        self._codecs.pop(model, None)
 
     def handle(self, request: Request, reply: Reply) -> None:
         """Answer one request, at once or from the engine's callback."""
@@ -55,43 +71,58 @@ class Api:
                 self._infer(request, reply, name, "")
             case ["v2", "models", name, "versions", version, "infer"]:
                 self._infer(request, reply, name, version)
+            case _:
+                self._tell(request, reply, parts)
+
+    def _tell(self, request: Request, reply: Reply, parts: list[str]) -> None:
+        """Answer what is not an inference."""
+        match parts:
             case ["v2"] | ["v2", ""]:
-                _only("GET", request)
+                only("GET", request)
                 reply.json(HTTPStatus.OK, self._metadata)
             case ["v2", "health", "live" | "ready"]:
-                _only("GET", request)
-                reply.json(HTTPStatus.OK, b"")
+                only("GET", request)
+                live = parts[2] == "live"
+                reply.json(HTTPStatus.OK if live or self._services.ready else HTTPStatus.SERVICE_UNAVAILABLE, b"")
+            case ["metrics"]:
+                only("GET", request)
+                reply.text(metrics_text(self._registry.all()))
             case ["v2", "models", "stats"]:
-                _only("GET", request)
+                only("GET", request)
                 reply.json(HTTPStatus.OK, _stats(self._registry.all()))
+            case ["v2", "models", name, "trace", "setting"]:
+                self._admin.trace(request, reply, name)
             case ["v2", "models", name, "versions", version, *rest] if len(rest) <= 1:
                 self._describe(request, reply, (name, version), "".join(rest))
             case ["v2", "models", name, *rest] if len(rest) <= 1:
                 self._describe(request, reply, (name, ""), "".join(rest))
-            case ["v2", "repository", "index"]:
-                _only("POST", request)
-                reply.json(HTTPStatus.OK, self._index(request))
-            case ["v2", "repository", "models", _, "load" | "unload" as action]:
-                raise RequestError(f"{action}: models are loaded at the start of this server", Kind.UNSUPPORTED)
+            case ["v2", "repository" | "systemsharedmemory" | "cudasharedmemory" | "trace" | "logging", *_]:
+                self._admin.route(request, reply, parts[1:])
             case _:
                 raise RequestError(f"no such endpoint: {request.head.path[:200]!r}", Kind.NOT_FOUND)
 
     def _infer(self, request: Request, reply: Reply, name: str, version: str) -> None:
-        _only("POST", request)
+        only("POST", request)
         model = self._registry.find(name, version)
-        codec = self._codecs[model]
+        codec = self._codecs.get(model)
+        if codec is None:
+            codec = self._codecs[model] = Codec(model, self._services.regions)
         plan, arrays = codec.read(request.body, request.head.json_bytes)
 
         def done(result: Result) -> None:
             if isinstance(result, Exception):
                 reply.json(HTTPStatus.INTERNAL_SERVER_ERROR, error_body(str(result)))
                 return
-            reply.tensors(*codec.write(plan, result))
+            try:
+                reply.tensors(*codec.write(plan, result))
+            except RequestError as error:
+                reply.json(error.kind.http, error_body(str(error)))
 
-        model.submit(arrays, done)
+        job = model.submit(arrays, done)
+        reply.when_gone(lambda: model.engine.cancel(job))
 
     def _describe(self, request: Request, reply: Reply, key: tuple[str, str], what: str) -> None:
-        _only("GET", request)
+        only("GET", request)
         model = self._registry.find(*key)
         answers: dict[str, Callable[[], bytes]] = {
             "": lambda: json.dumps(model_metadata(model, self._registry.versions(model.name))).encode(),
@@ -102,20 +133,6 @@ class Api:
         if what not in answers:
             raise RequestError(f"no such endpoint: {request.head.path[:200]!r}", Kind.NOT_FOUND)
         reply.json(HTTPStatus.OK, answers[what]())
-
-    def _index(self, request: Request) -> bytes:
-        if len(request.body):
-            read_json(bytes(request.body))  # {"ready": true} changes nothing: every model of this server is ready
-        return json.dumps(
-            [{"name": model.name, "version": model.version, "state": "READY"} for model in self._registry.all()]
-        ).encode()
-
-
-def _only(method: str, request: Request) -> None:
-    asked = "GET" if request.head.method == "HEAD" else request.head.method
-    if asked != method:
-        found = request.head
-        raise RequestError(f"{found.path[:200]} takes {method}; found {found.method}", Kind.METHOD_NOT_ALLOWED)
 
 
 def _config(model: Model) -> bytes:

@@ -5,20 +5,28 @@ the answers. Both are kept, so that a repeated call costs no parsing, checking o
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 from lathe_runtimes.datatypes import Array
+from lathe_runtimes.server.classification import classify
 from lathe_runtimes.server.errors import RequestError
 from lathe_runtimes.server.model import Model, Tensor
+from lathe_runtimes.server.shared_memory import Place, Regions, class_count, place_of
 from lathe_runtimes.server.tensors import MAX_DIMS, from_raw, from_values, text_tensor, to_raw
 
 _KEPT: Final = 256
 """Request and answer headers that are kept for each model."""
 _KEPT_BYTES: Final = 2048
 """Longer ones are not: they carry values."""
+MAX_DEPTH: Final = 64
+"""Nesting of JSON that is read; tensors of 32 dimensions fit."""
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_ALL_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +36,28 @@ class Plan:
     id: str
     raw: tuple[tuple[Tensor, tuple[int, ...], int], ...]
     """Inputs whose bytes lie behind the JSON, in order: tensor, shape, bytes."""
+    placed: tuple[tuple[Tensor, tuple[int, ...], Place], ...]
+    """Inputs whose bytes lie in shared memory."""
     values: Mapping[str, Array]
     """Inputs whose values are in the JSON."""
     outputs: tuple[int, ...]
     """Positions of the wanted outputs."""
     binary: tuple[bool, ...]
     """For each of them, whether it is sent as raw bytes behind the JSON."""
+    classes: tuple[int, ...]
+    """For each of them, how many classes are asked for instead of its values; 0 for none."""
+    places: tuple[Place | None, ...]
+    """For each of them, where in shared memory it goes."""
+    plain: bool
+    """Whether none of them is asked for as classes or in shared memory."""
 
 
 class Codec:
     """Reads requests and writes answers of one model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, regions: Regions) -> None:
         self._model = model
+        self._regions = regions
         self._kept_plan = lru_cache(_KEPT)(self._plan)
         self._kept_head = lru_cache(_KEPT)(self._head)
 
@@ -68,6 +85,11 @@ class Codec:
                 )
             arrays[tensor.name] = from_raw(tensor, shape, body[at : at + size])
             at += size
+        for tensor, shape, place in plan.placed:
+            arrays[tensor.name] = from_raw(tensor, shape, self._regions.read(place))
+        for target in plan.places:
+            if target is not None:
+                self._regions.check(target)
         if at != len(body):
             raise RequestError(f"{len(body) - at} bytes of the body belong to no input")
         return plan, arrays
@@ -75,6 +97,8 @@ class Codec:
     def write(self, plan: Plan, results: Sequence[Array]) -> tuple[bytes, list[bytes | memoryview]]:
         """JSON part of an answer, and the raw tensors behind it, in order."""
         arrays = [self._model.outer(at, results[at]) for at in plan.outputs]
+        if not plan.plain:
+            return self._write_special(plan, arrays)
         blobs = [to_raw(array) for array, binary in zip(arrays, plan.binary, strict=True) if binary]
         sizes = tuple(map(len, blobs))
         shapes = tuple(array.shape for array in arrays)
@@ -83,6 +107,34 @@ class Codec:
         values = [None if binary else _listed(array) for array, binary in zip(arrays, plan.binary, strict=True)]
         return self._head(plan.outputs, shapes, sizes, values, plan.id), blobs
 
+    def _write_special(self, plan: Plan, arrays: Sequence[Array]) -> tuple[bytes, list[bytes | memoryview]]:
+        entries = []
+        blobs: list[bytes | memoryview] = []
+        for at, given, count, binary, place in zip(
+            plan.outputs, arrays, plan.classes, plan.binary, plan.places, strict=True
+        ):
+            name, array = self._model.outputs[at].name, given
+            entry: dict[str, Any] = {"name": name, "datatype": self._model.outputs[at].datatype.name}
+            if count:
+                array = classify_output(self._model, at, given, count)
+                entry["datatype"] = "BYTES"
+            entry["shape"] = array.shape
+            if place is not None:
+                raw = to_raw(array)
+                self._regions.write(place, name, raw)
+                entry["parameters"] = {
+                    "shared_memory_region": place.region,
+                    "shared_memory_offset": place.offset,
+                    "shared_memory_byte_size": len(raw),
+                }
+            elif binary:
+                blobs.append(to_raw(array))
+                entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+            else:
+                entry["data"] = _listed(array)
+            entries.append(entry)
+        return self._printed(entries, plan.id), blobs
+
     def _plan(self, text: bytes) -> Plan:
         head = read_json(text)
         inputs = _objects(head, "inputs")
@@ -90,6 +142,7 @@ class Codec:
             raise RequestError("the request has no 'inputs'")
         raw: list[tuple[Tensor, tuple[int, ...], int]] = []
         values: dict[str, Array] = {}
+        placed: list[tuple[Tensor, tuple[int, ...], Place]] = []
         seen: set[str] = set()
         for given in inputs:
             name = given.get("name")
@@ -101,24 +154,42 @@ class Codec:
             seen.add(name)
             shape = _shape(name, given.get("shape"))
             size = _binary_size(name, given)
-            if size is None:
+            place = place_of(given.get("parameters", {}), f"input {name!r}")
+            if place is not None:
+                if size is not None or "data" in given:
+                    raise RequestError(f"input {name!r} has values besides its shared memory region")
+                placed.append((tensor, shape, place))
+            elif size is None:
                 values[name] = _from_json(tensor, shape, given.get("data"))
             else:
                 raw.append((tensor, shape, size))
         identity = head.get("id", "")
         if not isinstance(identity, str):
             raise RequestError("'id' must be a string")
-        return Plan(identity, tuple(raw), values, *self._outputs(head))
+        common = _parameters(head, "the request")
+        _check_request(common)
+        default = common.get("binary_data_output", False) is True
+        return Plan(identity, tuple(raw), tuple(placed), values, *self._outputs(head, default=default))
 
-    def _outputs(self, head: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        default = _parameters(head, "the request").get("binary_data_output", False) is True
+    def _outputs(
+        self, head: Mapping[str, Any], *, default: bool
+    ) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...], tuple[Place | None, ...], bool]:
         entries = _objects(head, "outputs")
         positions = self._model.wanted([str(entry.get("name")) for entry in entries])
         if not entries:
-            return positions, (default,) * len(positions)
-        return positions, tuple(
-            _parameters(entry, f"output {entry.get('name')!r}").get("binary_data", default) is True for entry in entries
-        )
+            none: tuple[Place | None, ...] = (None,) * len(positions)
+            return positions, (default,) * len(positions), (0,) * len(positions), none, True
+        places, classes, binary = [], [], []
+        for entry in entries:
+            where = f"output {entry.get('name')!r}"
+            given = _parameters(entry, where)
+            places.append(place_of(given, where))
+            classes.append(class_count(given, where))
+            binary.append(given.get("binary_data", default) is True)
+            if places[-1] is not None and classes[-1]:
+                raise RequestError(f"{where}: classes cannot be put into shared memory")
+        plain = not any(classes) and not any(places)
+        return positions, tuple(binary), tuple(classes), tuple(places), plain
 
     def _head(
         self,
@@ -137,6 +208,10 @@ class Codec:
             data = values[number] if values else None
             entry |= {"parameters": {"binary_data_size": next(left)}} if data is None else {"data": data}
             entries.append(entry)
+        return self._printed(entries, identity)
+
+    def _printed(self, entries: list[dict[str, Any]], identity: str) -> bytes:
+        model = self._model
         head: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": entries}
         if identity:
             head["id"] = identity
@@ -153,6 +228,8 @@ def read_json(data: bytes) -> dict[str, Any]:
     Raises:
         RequestError: it is none.
     """
+    if _too_deep(data):
+        raise RequestError(f"the request nests its JSON deeper than {MAX_DEPTH}")
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError; depth ends in a RecursionError
@@ -160,6 +237,44 @@ def read_json(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RequestError(f"the request must be a JSON object; found {type(found).__name__}")
     return found
+
+
+def _too_deep(data: bytes) -> bool:
+    """Whether brackets nest deeper than allowed; found without recursion, in time linear in the size."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = _STRING.sub(b"", data).translate(_ALL_SQUARE, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):  # each pass takes the innermost level away
+        if not brackets:
+            return False
+        left = brackets.replace(b"[]", b"")
+        if len(left) == len(brackets):  # unbalanced: the parser says where
+            return brackets.count(b"[") > MAX_DEPTH
+        brackets = left
+    return bool(brackets)
+
+
+def classify_output(model: Model, at: int, array: Array, count: int) -> Array:
+    """Classes of output number `at`.
+
+    Raises:
+        RequestError: it holds no numbers.
+    """
+    return classify(array, count, model.labels.get(model.outputs[at].name, ()), batched=model.max_batch_size > 0)
+
+
+def _check_request(parameters: Mapping[str, Any]) -> None:
+    for name in ("priority", "timeout", "sequence_id"):
+        value = parameters.get(name, 0)
+        if name == "sequence_id" and isinstance(value, str):
+            continue
+        if type(value) is not int or value < 0:
+            raise RequestError(f"request parameter {name!r}: write a whole number of 0 or more; found {value!r:.80}")
+    for name, value in parameters.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise RequestError(
+                f"parameter {name!r:.80} has invalid type. It should be either 'int', 'bool', or 'string'."
+            )
 
 
 def _from_json(tensor: Tensor, shape: tuple[int, ...], data: Any) -> Array:
@@ -196,9 +311,6 @@ def _parameters(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     found = given.get("parameters", {})
     if not isinstance(found, dict):
         raise RequestError(f"'parameters' of {where} must be an object")
-    for key in ("shared_memory_region", "classification"):
-        if key in found:
-            raise RequestError(f"{where}: parameter {key!r} is not supported by this server")
     return found
 
 
