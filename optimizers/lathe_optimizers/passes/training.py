@@ -112,12 +112,12 @@ def _held(gm: fx.GraphModule, paths: Sequence[str]) -> Iterator[None]:
     wanted = set(paths)
     held = [p for name, p in gm.named_parameters() if name in wanted and p.requires_grad]
     for parameter in held:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     try:
         yield
     finally:
         for parameter in held:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad = True
 
 
 def original_network(ctx: PassContext) -> fx.GraphModule:
