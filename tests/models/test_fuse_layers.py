@@ -98,12 +98,16 @@ def answers(out: PassOutput, data: Arrays) -> torch.Tensor:
 
 def test_a_layer_whose_units_are_in_another_order_is_found_and_shared_at_no_cost(tmp_path: Path) -> None:
     start = made_now(tmp_path, twins)
-    out = fuse.run(stage_context(tmp_path, start))
+    data = images(100)
+    right = answers(PassOutput(program=start.files[Role.PROGRAM]), data).argmax(1).numpy()
+    known = Arrays(data.inputs, right)
+    ctx = stage_context(tmp_path, start)
+    out = fuse.run(dataclasses.replace(ctx, data=dataclasses.replace(ctx.data, evaluation=known)))
+    assert out.details["qualityShared"] == 1.0
     best = out.details["mostSimilar"][0]
     assert best["layers"] == ["3", "5"]
     assert best["similarity"] == pytest.approx(1, abs=1e-5)
     assert all(p["similarity"] < 0.3 for p in out.details["mostSimilar"][1:])
-    data = images(20)
     before = answers(PassOutput(program=start.files[Role.PROGRAM]), data)
     assert torch.allclose(answers(out, data), before, atol=1e-5)
     assert out.details["parametersBefore"] - out.details["parametersAfter"] == 32 * 32
@@ -111,11 +115,11 @@ def test_a_layer_whose_units_are_in_another_order_is_found_and_shared_at_no_cost
 
 def test_pairs_that_cost_too_much_are_left(tmp_path: Path) -> None:
     start, train = learned(tmp_path, twins)
-    out = fuse.run(stage_context(tmp_path, start, train, topK=3, maxDrop="0.02"))
+    out = fuse.run(stage_context(tmp_path, start, train, topK=3, maxDrop="0.15"))
     details = out.details
-    assert details["qualityBefore"] - details["qualityShared"] <= 0.02 + 1e-6
+    assert details["qualityBefore"] - details["qualityShared"] <= 0.15 + 1e-6
     assert 1 <= len(details["shared"]) < 3
-    assert all(details["qualityBefore"] - pair["quality"] > 0.02 for pair in details["refused"])
+    assert all(details["qualityBefore"] - pair["quality"] > 0.15 for pair in details["refused"])
     assert any("of 3 pairs" in w for w in out.warnings)
 
 
@@ -126,9 +130,9 @@ def test_what_is_alike_costs_less_than_what_is_drawn(tmp_path: Path) -> None:
 
 
 def test_training_keeps_the_sharing_and_recovers_what_it_cost(tmp_path: Path) -> None:
-    start, train = learned(tmp_path, encoder, epochs=4)
+    start, train = learned(tmp_path, cnn)
     out = fuse.run(stage_context(tmp_path, start, train, topK=3, finetune=TRAINED))
-    assert out.details["qualityTuned"] > out.details["qualityShared"] + 0.02
+    assert out.details["qualityTuned"] > out.details["qualityShared"] + 0.2
     gm = unlift(load_program(out.program))
     for weight, readers in out.details["readers"].items():
         uses = [n for n in gm.graph.nodes if n.op == "get_attr" and n.target == weight]
